@@ -1,0 +1,1 @@
+"""Run configurations: each file is a diff on base.py."""

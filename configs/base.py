@@ -1,0 +1,87 @@
+"""Every key, once, with its unit and default. Other configs change what they need.
+
+  from configs import base
+
+  def get_config():
+    c = base.get_config()
+    c.optimizer.learning_rate = 2e-5
+    return c
+
+Any key can be set on the command line: --config.optimizer.learning_rate=2e-5.
+A key that holds a mapping or a list takes a Python or JSON literal: --config.data.mixture='{"counts": {"en": 100, "*": 40}}'.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict(convert_dict=False)
+
+  c.seed = 0  # of parameters made from scratch, of the choice of rows, and of their order
+  c.steps = 0  # optimizer steps; 0: as many as `epochs` need. Give one of the two.
+  c.epochs = 0  # passes over the mixture, each example exactly once in each
+  c.workdir = ""  # where everything of the run is written; also --workdir
+
+  c.model = m = ConfigDict(convert_dict=False)
+  m.path = ""  # Hugging Face folder or hub id of the base model; "" makes a new one of `sizes`
+  m.sizes = {}  # of a model from scratch: d_model, num_layers, num_heads, num_kv_heads, d_ff, ...
+  m.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
+  m.remat = "attention_saved"  # none | attention_saved | full: what the backward pass computes again
+
+  c.tokenizer = t = ConfigDict(convert_dict=False)
+  t.path = ""  # folder, tokenizer.json or SentencePiece .model; "": the base model's folder
+  t.chat_template = ""  # file with a Jinja chat template; "": the tokenizer's own, else one that fits it
+  t.template_kwargs = {"enable_thinking": False}  # handed to the template
+  t.date = "2024-07-26"  # what a template that prints today's date is told, so that rows never change
+
+  c.data = d = ConfigDict(convert_dict=False)
+  d.train = {}  # {language: [files]} or [files whose rows carry `lang`]; globs allowed
+  d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
+  d.max_repeats = 1  # how often one row may stand in one epoch
+  d.groups = "together"  # parallel rows (`group_id`): chosen together in all languages, or "independent"
+  d.over_long = "drop"  # rows longer than batch.max_length: drop | truncate_answer | error
+  d.bad_rows = "error"  # rows that cannot be used: error | drop (counted by language and reason)
+  d.cache_dir = ""  # token cache; "": <workdir>/cache
+
+  c.batch = b = ConfigDict(convert_dict=False)
+  b.rows = 8  # rows of a global step
+  b.max_length = 1024  # tokens of a row
+  b.packing = True  # several examples in one row, isolated from one another
+  b.microbatches = 1  # a step in so many parts, one after the other, to save memory
+
+  c.optimizer = o = ConfigDict(convert_dict=False)
+  o.learning_rate = 1e-5  # at its peak
+  o.schedule = "cosine"  # after the warmup: cosine | linear | constant
+  o.warmup_steps = 0
+  o.final_learning_rate = 0.0  # where cosine and linear end
+  o.weight_decay = 0.0  # on matrices, not on norms and biases
+  o.b1 = 0.9
+  o.b2 = 0.999
+  o.eps = 1e-8
+  o.gradient_clip_norm = 1.0  # global norm; 0 clips nothing
+
+  c.eval = e = ConfigDict(convert_dict=False)
+  e.sets = {}  # {"heldout": {language: [files]} or [files]}
+  e.every_steps = 0  # 0: only before the first and after the last step
+  e.at_start = True
+  e.generate_rows = 8  # per language and set: answers written and judged; 0: loss only
+  e.max_new_tokens = 64  # of such an answer
+  e.temperature = 0.0  # 0 is greedy
+  e.top_p = 1.0
+
+  c.checkpoint = k = ConfigDict(convert_dict=False)
+  k.every_steps = 100  # the last step is always saved
+  k.keep_latest = 2
+  k.keep_best = 1
+  k.best = ""  # "<set>/<language, mean or worst>/<metric>", e.g. "heldout/mean/loss"; "": mean loss of the first set
+
+  c.mesh = s = ConfigDict(convert_dict=False)
+  s.data = 1  # replicas
+  s.fsdp = -1  # parameters and batch are split so many times; -1: all devices that are left
+  s.tensor = 1  # heads, MLP and vocabulary are split so many times
+
+  c.log = g = ConfigDict(convert_dict=False)
+  g.every_steps = 10
+  g.peak_tflops = 0.0  # of one device in m.dtype, for train/mfu; 0: known devices only
+
+  return c.lock()

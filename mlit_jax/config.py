@@ -1,0 +1,152 @@
+"""A config file and its overrides become one checked ConfigDict; nothing beyond the entry points sees it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mlit_jax.errors import UserError
+
+LITERALS = (dict, list, tuple)  # what a key may hold besides numbers, text and yes/no
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """The config of `file` with `--config.KEY=VALUE` overrides, checked against configs/base.py.
+
+  Raises UserError for a missing file, a key that base.py does not have (the nearest one is named), a value
+  of another type.
+  """
+  config = _run_config_file(Path(file))
+  _check_keys(config, _base_config(), file)
+  for text in overrides:
+    _override(config, text)
+  return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+  """{"optimizer.learning_rate": 1e-5, ...}"""
+  out = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      out |= flatten(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def nested(config: ConfigDict) -> dict:
+  """Plain nested dicts, as config.json holds them."""
+  return {k: nested(v) if isinstance(v, ConfigDict) else v for k, v in config.items()}
+
+
+def _run_config_file(path: Path) -> ConfigDict:
+  if not path.is_file():
+    folder = sorted(str(p) for p in Path("configs").glob("*.py") if not p.name.startswith("_"))
+    raise UserError(
+      f"--config {path}: no such file. Here are: {', '.join(folder) or 'no configs/*.py'}."
+    )
+  # `from configs import base` works from the root of a checkout and wherever the package is installed.
+  root = str(path.resolve().parent.parent)
+  if root not in sys.path:
+    sys.path.append(root)
+  spec = importlib.util.spec_from_file_location("mlit_config_file", path)
+  if spec is None:
+    raise UserError(f"--config {path}: a config is a Python file with get_config()")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise UserError(f"--config {path}: the file has no function get_config()")
+    config = module.get_config()
+  except (AttributeError, KeyError) as e:  # a locked ConfigDict refuses a new key; its text names the nearest
+    known = _misspelt(str(e))
+    raise UserError(f"--config {path}: {known}") from e
+  except (TypeError, SyntaxError, ImportError) as e:
+    raise UserError(f"--config {path}: {type(e).__name__}: {e}") from e
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"--config {path}: get_config() returns {type(config).__name__}, not a ConfigDict")
+  return config
+
+
+def _base_config() -> ConfigDict:
+  from configs import base  # late: found once the config file's own root is on the path
+
+  return base.get_config()
+
+
+def _check_keys(config: ConfigDict, base: ConfigDict, file: str) -> None:
+  known, given = flatten(base), flatten(config)
+  for key, value in given.items():
+    if key not in known:
+      raise UserError(f"{file}: {_unknown(key, known)}")
+    given_value = _typed(key, value, known[key], file)
+    if given_value is not value:
+      _assign(config, key, given_value)
+  for key in known:
+    if key not in given:
+      raise UserError(f"{file}: key {key!r} is missing; start from configs.base.get_config()")
+
+
+def _override(config: ConfigDict, text: str) -> None:
+  if not text.startswith("--config.") or "=" not in text:
+    raise UserError(f"unknown argument {text!r}; overrides look like --config.optimizer.learning_rate=1e-5")
+  key, value = text.removeprefix("--config.").split("=", 1)
+  known = flatten(config)
+  if key not in known:
+    raise UserError(f"--config.{key}: {_unknown(key, known)}")
+  _assign(config, key, _typed(key, _parse(value, known[key], key), known[key], "command line"))
+
+
+def _parse(text: str, like, key: str):
+  if isinstance(like, str):
+    return text
+  if isinstance(like, bool) and text.lower() in ("true", "false", "1", "0", "yes", "no"):
+    return text.lower() in ("true", "1", "yes")
+  for reader in (ast.literal_eval, json.loads):
+    try:
+      return reader(text)
+    except (ValueError, SyntaxError):
+      continue
+  raise UserError(f"--config.{key}={text}: cannot be read as {_kind(like)}")
+
+
+def _typed(key: str, value, like, place: str):
+  """`value`, with an integer made a float where one is wanted; UserError if it is of another kind."""
+  if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  alike = type(value) is type(like) or (isinstance(value, LITERALS) and isinstance(like, LITERALS))
+  if not alike:
+    raise UserError(f"{place}: {key} = {value!r} must be {_kind(like)}, like {like!r}")
+  return value
+
+
+def _assign(config: ConfigDict, key: str, value) -> None:
+  *groups, last = key.split(".")
+  for group in groups:
+    config = config[group]
+  with config.ignore_type():
+    config[last] = value
+
+
+def _kind(like) -> str:
+  names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+  return names.get(type(like), "a mapping or a list (a Python or JSON literal)")
+
+
+def _unknown(key: str, known) -> str:
+  near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+  ending = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+  hint = ending[:1] or near
+  return f"unknown key {key!r}" + (f"; did you mean {hint[0]!r}?" if hint else "; see configs/base.py")
+
+
+def _misspelt(text: str) -> str:
+  text = text.strip("\"'").replace("\\n", " ").replace("\n", " ")
+  return f"{text} (every key is in configs/base.py)"

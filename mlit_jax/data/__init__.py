@@ -1,0 +1,1 @@
+"""Sources to packed batches: rows, chat, tokens, mixture, plan, loader."""

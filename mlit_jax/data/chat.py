@@ -1,0 +1,453 @@
+"""The model's own chat template, and which characters of its one render are trained."""
+
+import contextlib
+import contextvars
+import dataclasses
+import datetime
+import functools
+import json
+import re
+from collections.abc import Sequence
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import numpy as np
+
+from mlit_jax.errors import UserError
+
+DEFAULT_DATE = "2024-07-26"  # what Llama 3 templates print where no date is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+  text: str
+  spans: tuple[tuple[int, int], ...]  # (start, end) in characters of what is trained, in order
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """A Jinja chat template with everything it can see, so that a render depends on nothing else.
+
+  `kwargs` go to the template (enable_thinking=False); `date` (YYYY-MM-DD) is the day that
+  strftime_now tells; `added_tokens` are the tokens that are matched whole in the text.
+  """
+
+  source: str
+  special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
+  kwargs: dict = dataclasses.field(default_factory=dict)
+  date: str = DEFAULT_DATE
+  added_tokens: tuple[str, ...] = ()
+  _skeletons: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+  def __post_init__(self):
+    try:
+      datetime.date.fromisoformat(self.date)
+    except (TypeError, ValueError):
+      raise UserError(
+        f"the date of the chat template is {self.date!r}; write it as YYYY-MM-DD."
+      ) from None
+
+  def render(self, messages: Sequence, *, place: str = "") -> Rendered:
+    """The text of a whole conversation, and the spans of its answers, each with its end token.
+
+    user "Hola"    assistant "Bonjour"
+    <|im_start|>user\\nHola<|im_end|>\\n<|im_start|>assistant\\nBonjour<|im_end|>\\n
+                                                              ^^^^^^^^^^^^^^^^^  trained
+    """
+    turns = _turns(messages)
+    if not turns or turns[-1][0] != "assistant":
+      raise UserError(
+        f"{_at(place)}the conversation does not end with an answer, so nothing can be trained."
+      )
+    if self._has_generation_blocks:
+      text, spans = self._spans_from_blocks(turns, place)
+    else:
+      text = self._text(turns, place=place)
+      spans = self._spans_from_skeleton(text, turns, place)
+      if spans is None:
+        spans = self._spans_from_prefixes(text, turns, place)
+    _check_spans(text, spans, turns, place)
+    return Rendered(text, tuple(spans))
+
+  def prompt(self, messages: Sequence, *, place: str = "") -> str:
+    """The text after which the model answers."""
+    return self._text(_turns(messages), generation=True, place=place)
+
+  @functools.cached_property
+  def end_of_turn(self) -> str:
+    """The token that ends an answer, as the template writes it."""
+    probe = [("user", _mark(0, "")), ("assistant", _mark(1, ""))]
+    skeleton = self._skeleton(("user", "assistant"), "")
+    after = skeleton.after(1) if skeleton else self._text(probe).split(probe[-1][1])[-1]
+    return self._stop(after, "")
+
+  # --- rendering
+
+  @property
+  def _has_generation_blocks(self) -> bool:
+    return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+
+  def _text(self, turns, *, generation=False, place="", tracked=None) -> str:
+    template = _compile(self.source, self.date)
+    context = {**self.special_tokens, **self.kwargs}
+    context |= {"messages": [{"role": role, "content": content} for role, content in turns]}
+    context |= {"tools": None, "documents": None, "add_generation_prompt": generation}
+    try:
+      if tracked is None:
+        return template.render(**context)
+      return _render_tracked(template, context, tracked)
+    except jinja2.TemplateError as error:
+      raise UserError(
+        f"{_at(place)}the chat template refuses the conversation (roles "
+        f"{', '.join(r for r, _ in turns)}): "
+        f"{error}. Change the row, or give another template in tokenizer.chat_template."
+      ) from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+      raise UserError(
+        f"{_at(place)}the chat template fails on the conversation: {type(error).__name__}: "
+        f"{error}. "
+        "Correct the template, or give another one in tokenizer.chat_template."
+      ) from None
+
+  # --- spans
+
+  def _spans_from_blocks(self, turns, place):
+    """The template's author marked the answers; the end token is added where the mark lacks it."""
+    spans, tracked = [], []
+    text = self._text(turns, place=place, tracked=tracked)
+    for start, end in tracked:
+      stop = _stop_match(text[end:], self._stops)
+      if stop and not any(text[start:end].rstrip().endswith(token) for token in self._stops):
+        end += stop.end()
+      end = start + len(
+        text[start:end].rstrip()
+      )  # the newline after the end token is the template's
+      if end > start:
+        spans.append((start, end))
+    if not spans or not any(
+      text[:end].endswith(token) for _, end in spans[-1:] for token in self._stops
+    ):
+      raise UserError(
+        f"{_at(place)}the {{% generation %}} blocks of the chat template mark no answer that ends "
+        f"with an end "
+        "token, so the model would not learn to stop. Put the end token inside the block."
+      )
+    return text, spans
+
+  def _spans_from_skeleton(self, text, turns, place):
+    """Spans from the literals between contents; None where the template looks at contents."""
+    skeleton = self._skeleton(tuple(role for role, _ in turns), place)
+    if skeleton is None:
+      return None
+    pieces, at, spans = [skeleton.literals[0]], len(skeleton.literals[0]), []
+    for i, after in zip(skeleton.order, skeleton.literals[1:], strict=True):
+      role, content = turns[i]
+      content = skeleton.cuts[i](content)
+      if role == "assistant":
+        end = at + len(content) + self._stop_length(after, place)
+        spans.append((at - skeleton.leads[i], end))
+      pieces += [content, after]
+      at += len(content) + len(after)
+    return spans if "".join(pieces) == text else None
+
+  def _spans_from_prefixes(self, text, turns, place):
+    """Spans from renders of shorter conversations, each of which must be a prefix of the whole one.
+
+    What the model is given before answer i is the prompt of the turns before it; what follows the
+    answer is the
+    literal before turn i + 1, found by a render whose later turns are marks. Templates that drop
+    earlier
+    thoughts (Qwen3) need this.
+    """
+    spans, roles = [], tuple(role for role, _ in turns)
+    nonce = _nonce(self.source, turns)
+    marks = [(role, _mark(i, nonce)) for i, role in enumerate(roles)]
+    for i, role in enumerate(roles):
+      if role != "assistant":
+        continue
+      starts = [len(p) for p in self._prefixes(turns, marks, i, place) if text.startswith(p)]
+      last = i == len(turns) - 1
+      whole = text if last else self._before_mark([*turns[: i + 1], *marks[i + 1 :]], i + 1, place)
+      after = self._after_answer(roles, i, place)
+      if not starts or after is None or whole is None:
+        raise _no_spans(place)
+      if not (text.startswith(whole) and whole.endswith(after)):
+        raise _no_spans(place)
+      spans.append((starts[0], len(whole) - len(after) + self._stop_length(after, place)))
+    return spans
+
+  def _prefixes(self, turns, marks, i, place):
+    """What may stand before answer i: the prompt, if there is one, or the text up to its mark."""
+    if self._writes_prompt(place):
+      yield self._text(turns[:i], generation=True, place=place)
+    before = self._before_mark([*turns[:i], *marks[i:]], i, place)
+    if before is not None:
+      yield before
+
+  def _before_mark(self, turns, i, place):
+    parts = self._text(turns, place=place).split(turns[i][1])
+    return parts[0] if len(parts) == 2 else None
+
+  def _after_answer(self, roles, i, place):
+    skeleton = self._skeleton(roles, place)
+    return skeleton and skeleton.after(i)
+
+  def _writes_prompt(self, place) -> bool:
+    """Does add_generation_prompt write anything?"""
+    probe = [("user", "a")]
+    return self._text(probe, generation=True, place=place) != self._text(probe, place=place)
+
+  def _skeleton(self, roles: tuple[str, ...], place: str):
+    if roles not in self._skeletons:
+      self._skeletons[roles] = self._learn_skeleton(roles, place)
+    return self._skeletons[roles]
+
+  def _learn_skeleton(self, roles, place):
+    nonce = _nonce(self.source, ())
+    marks = [(role, _mark(i, nonce)) for i, role in enumerate(roles)]
+    found = _split(self._text(marks, place=place), marks)
+    pad = " \n "  # what a template strips from a content shows on a padded one
+    padded = _split(self._text([(r, pad + m + pad) for r, m in marks], place=place), marks)
+    if found is None or padded is None or found[0] != padded[0]:
+      return None
+    order, literals = found
+    cuts = _cuts(literals, padded[1], pad)
+    if cuts is None:
+      return None
+    cuts = tuple(cuts[order.index(i)] for i in range(len(roles)))
+    leads = tuple(self._lead(literals[order.index(i)], marks, i, place) for i in range(len(roles)))
+    return _Skeleton(order, literals, cuts, leads)
+
+  def _lead(self, before, marks, i, place) -> int:
+    """How many characters before answer i the model writes itself, such as empty thoughts.
+
+    They stand after the generation prompt. Without one, only white space counts: a header is not an
+    answer.
+    """
+    if marks[i][0] != "assistant" or i == 0:
+      return 0
+    prompt = self._text(marks[:i], generation=True, place=place)
+    prompt = prompt[max(prompt.rfind(mark) + len(mark) for _, mark in marks[:i]) :]
+    if not before.startswith(prompt):
+      return 0
+    gap = before[len(prompt) :]
+    return len(gap) if not gap.strip() or self._writes_prompt(place) else 0
+
+  # --- the end token
+
+  @functools.cached_property
+  def _stops(self) -> tuple[str, ...]:
+    return tuple(
+      sorted(filter(None, self.added_tokens or self.special_tokens.values()), key=len, reverse=True)
+    )
+
+  def _stop_length(self, after: str, place: str) -> int:
+    """Length of the end token in `after`, with white space before it, which the model writes."""
+    self._stop(after, place)
+    return _stop_match(after, self._stops).end()
+
+  def _stop(self, after: str, place: str) -> str:
+    match = _stop_match(after, self._stops)
+    if match is not None:
+      # Another token than the one that ends the last answer may be the header of the next turn: a
+      # header goes on
+      # with a role, an end token with the next turn's own token.
+      rest = after[match.end() :]
+      if not rest.strip() or match.group(1) == self.end_of_turn or _stop_match(rest, self._stops):
+        return match.group(1)
+    seen = after.strip()[:40]
+    raise UserError(
+      f"{_at(place)}the chat template ends an answer with {seen!r}, which is no special token of "
+      f"this vocabulary, "
+      "so the model could not learn to stop. Use a template that writes the end token (such as "
+      "eos_token) after "
+      "each answer, or a tokenizer that has it."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Skeleton:
+  """What a template writes around the contents of some roles, whatever the contents are."""
+
+  order: tuple[
+    int, ...
+  ]  # the turns in the order of the text: a system text may stand in a question
+  literals: tuple[str, ...]  # one before each content in that order, one after the last
+  cuts: tuple  # what the template does to the content of each turn
+  leads: tuple[int, ...]
+
+  def after(self, i: int) -> str:
+    return self.literals[self.order.index(i) + 1]
+
+
+def trained_mask(rendered: Rendered, starts, ends) -> np.ndarray:
+  """Which tokens are trained: those that overlap a span.
+
+      text    <u>Hola<a>Bonjour<e>          spans  ((10, 20),)
+      tokens  <u> Ho la <a> Bon jour <e>
+      starts   0   3  5   7  10   13  17
+      ends     3   5  7  10  13   17  20
+      trained  0   0  0   0   1    1   1
+
+  An empty token is trained where a span begins at it or holds it: it is the first thing that the
+  model writes.
+  """
+  starts, ends = np.asarray(starts), np.asarray(ends)
+  mask = np.zeros(starts.shape, bool)
+  for start, end in rendered.spans:
+    mask |= (starts < end) & ((ends > start) | ((starts == ends) & (starts >= start)))
+  return mask
+
+
+# --- text helpers
+
+
+def _turns(messages) -> list[tuple[str, str]]:
+  return [
+    (m["role"], m["content"]) if isinstance(m, dict) else (m.role, m.content) for m in messages
+  ]
+
+
+def _at(place: str) -> str:
+  return f"{place}: " if place else ""
+
+
+def _mark(i: int, nonce: str) -> str:
+  """A content that no template and no row contains; its ends are such as none strips."""
+  return f"(\ue000{nonce}{i}\ue001)"
+
+
+def _nonce(source, turns) -> str:
+  nonce = ""
+  while any(f"\ue000{nonce}" in text for text in (source, *(content for _, content in turns))):
+    nonce += "\ue002"
+  return nonce
+
+
+def _split(text: str, marks):
+  """(order of the marks, literals around them); None unless each mark stands there once."""
+  if any(text.count(mark) != 1 for _, mark in marks):
+    return None
+  order = tuple(sorted(range(len(marks)), key=lambda i: text.index(marks[i][1])))
+  literals = []
+  for i in order:
+    literal, text = text.split(marks[i][1])
+    literals.append(literal)
+  return order, (*literals, text)
+
+
+def _keep(content):
+  return content
+
+
+def _cuts(literals, padded, pad):
+  """What the template does to each content: nothing or a strip. None if it cannot be told."""
+  kept_right, functions = "", []
+  options = {(pad, pad): _keep, ("", ""): str.strip, ("", pad): str.lstrip, (pad, ""): str.rstrip}
+  kept_left = None
+  for i, (plain, wide) in enumerate(zip(literals, padded, strict=True)):
+    last, first = i == len(literals) - 1, i == 0
+    rights = ("",) if first else (pad, "")
+    lefts = ("",) if last else (pad, "")
+    fit = [(right, left) for right in rights for left in lefts if right + plain + left == wide]
+    if not fit:
+      return None
+    kept_right, left = fit[0]
+    if not first:
+      functions.append(options[kept_left, kept_right])
+    kept_left = left
+  return tuple(functions)
+
+
+def _stop_match(after: str, stops):
+  if not stops:
+    return None
+  return re.match(r"\s*(" + "|".join(map(re.escape, stops)) + ")", after)
+
+
+def _check_spans(text, spans, turns, place) -> None:
+  at = 0
+  for start, end in spans:
+    if not at <= start < end <= len(text):
+      raise _no_spans(place)
+    at = end
+  if not spans:
+    raise _no_spans(place)
+
+
+def _no_spans(place: str) -> UserError:
+  return UserError(
+    f"{_at(place)}the chat template does not show which part of this conversation is the answer: "
+    f"it changes or "
+    "drops what a row says, or its render is not the continuation of its prompt. Mark the answers "
+    "in the template "
+    "with {% generation %} ... {% endgeneration %}, remove what the template rewrites (such as a "
+    "block of "
+    "thoughts under enable_thinking=False), or give another template in tokenizer.chat_template."
+  )
+
+
+# --- Jinja
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(source: str, date: str) -> jinja2.Template:
+  """The template in the environment of transformers, but with a day that does not move."""
+
+  def raise_exception(message):
+    raise jinja2.TemplateError(message)
+
+  def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    # Jinja's own filter escapes HTML.
+    return json.dumps(
+      x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+  def strftime_now(format):
+    return datetime.datetime.fromisoformat(date).strftime(format)
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+  )
+  environment.filters["tojson"] = tojson
+  environment.globals["raise_exception"] = raise_exception
+  environment.globals["strftime_now"] = strftime_now
+  try:
+    return environment.from_string(source)
+  except jinja2.TemplateSyntaxError as error:
+    raise UserError(
+      f"the chat template is broken at line {error.lineno}: {error.message}. Correct it."
+    ) from None
+
+
+_tracking = contextvars.ContextVar("tracking", default=None)
+
+
+class _Generation(jinja2.ext.Extension):
+  """{% generation %} ... {% endgeneration %}: notes where in the text the block stands."""
+
+  tags = {"generation"}
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+    return jinja2.nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
+
+  def _note(self, caller):
+    text = caller()
+    if (tracking := _tracking.get()) is not None:
+      pieces, spans = tracking
+      start = sum(map(len, pieces))
+      spans.append((start, start + len(text)))
+    return text
+
+
+def _render_tracked(template, context, spans) -> str:
+  pieces = []
+  token = _tracking.set((pieces, spans))
+  with contextlib.ExitStack() as stack:
+    stack.callback(_tracking.reset, token)
+    for piece in template.generate(**context):
+      pieces.append(piece)
+  return "".join(pieces)

@@ -1,0 +1,85 @@
+"""An evaluation set: every row scored, some of them answered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mlit_jax.batch import Batch
+from mlit_jax.data import mixture
+from mlit_jax.data.encode import Encoded, encode_conversations
+from mlit_jax.data.loader import gather_rows
+from mlit_jax.data.packing import pack
+from mlit_jax.data.rows import Conversation
+from mlit_jax.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A row to be answered: its prompt up to the last answer, and that answer as reference."""
+
+  example_id: str
+  group_id: str | None
+  lang: str
+  prompt: str
+  tokens: list[int]
+  reference: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+  name: str
+  encoded: Encoded
+  rows: list[list[int]]  # packed rows of example numbers
+  max_length: int
+  questions: list[Question]
+
+  @property
+  def num_segments(self) -> int:
+    return max((len(row) for row in self.rows), default=1)
+
+  def batches(self, rows_per_step: int, num_segments: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """(Batch, example numbers [B, num_segments], -1 where there is none); the last one is padded."""
+    for start in range(0, len(self.rows), rows_per_step):
+      rows = self.rows[start : start + rows_per_step]
+      rows = rows + [[]] * (rows_per_step - len(rows))
+      examples = np.full((rows_per_step, num_segments), -1, np.int64)
+      for r, row in enumerate(rows):
+        examples[r, : len(row)] = row
+      yield gather_rows(self.encoded, [np.array(r, np.int64) for r in rows], self.max_length), examples
+
+
+def make_eval_set(
+  name: str,
+  conversations: Sequence[Conversation],
+  tokenizer: Tokenizer,
+  *,
+  max_length: int,
+  generate_rows: int,
+  packing: bool = True,
+) -> EvalSet:
+  """All rows for the likelihood, and `generate_rows` of each language as questions.
+
+  Questions are the first by hash of the parallel group, so that languages answer the same ones. A row
+  too long is dropped from both and stands in encoded.dropped.
+  """
+  encoded = encode_conversations(conversations, tokenizer, max_length=max_length, over_long="drop")
+  lengths = encoded.lengths.tolist()
+  rows = pack(lengths, max_length) if packing else [[i] for i in range(len(lengths))]
+  fitting = set(encoded.example_ids)
+  questions = []
+  for lang in encoded.languages:
+    mine = [c for c in conversations if c.lang == lang and c.example_id in fitting]
+    mine.sort(key=lambda c: mixture.stable_hash("question", c.group_id or c.example_id))
+    questions += [make_question(c, tokenizer) for c in mine[:generate_rows]]
+  return EvalSet(name, encoded, rows, max_length, questions)
+
+
+def make_question(c: Conversation, tokenizer: Tokenizer) -> Question:
+  """The prompt exactly as training shows it."""
+  history = [dataclasses.asdict(m) for m in c.messages[:-1]]
+  tokens = tokenizer.encode_text(tokenizer.template.prompt(history))
+  prompt = history[-1]["content"]
+  return Question(c.example_id, c.group_id, c.lang, prompt, list(tokens), c.messages[-1].content)

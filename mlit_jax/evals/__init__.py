@@ -1,0 +1,1 @@
+"""Likelihood, decoding, language fidelity and their statistics."""

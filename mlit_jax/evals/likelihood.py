@@ -1,0 +1,110 @@
+"""How likely a model finds answers: sums per example, means taken once."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mlit_jax import mesh as meshes
+from mlit_jax.batch import Batch
+from mlit_jax.evals.decoding import place
+from mlit_jax.evals.statistics import Figure, ratio_figure
+from mlit_jax.model import decoder
+from mlit_jax.model.config import DecoderConfig
+
+
+def score(params, score_step: Callable, batches: Iterable, examples: Iterable[int]) -> dict:
+  """{example index: (nll, tokens)}, each sum over the example's trained tokens.
+
+  batches: pairs (Batch of numpy arrays, example_index_BS); column s of the index is the example
+  that stands in segment s + 1 of the row, -1 where there is none. Every process passes the same.
+  examples: the indices that must come out; one missing or scored twice is a fault of the batches.
+  """
+  scores: dict[int, tuple[float, float]] = {}
+  pending = []  # one batch runs while the sums of the one before are read
+  for batch, example_index_BS in batches:
+    _check_segments(batch, example_index_BS)
+    pending.append((example_index_BS, score_step(params, batch)))
+    if len(pending) > 1:
+      _collect(*pending.pop(0), scores)
+  for done in pending:
+    _collect(*done, scores)
+  differing = sorted(set(examples) ^ scores.keys())
+  assert not differing, f"scored and wanted examples differ: {differing[:10]}"
+  return scores
+
+
+def make_score_step(
+  cfg: DecoderConfig, mesh: Mesh, num_segments: int, dtype=jnp.bfloat16
+) -> Callable:
+  """score_step(params, batch) -> nll_BS, tokens_BS: float32 sums of segments 1..num_segments.
+
+  batch holds numpy arrays, the same on every process; both results are on every process.
+  """
+  by_row = NamedSharding(mesh, meshes.BATCH_SPEC)
+  replicated = NamedSharding(mesh, P())
+  shards = meshes.batch_shards(mesh)
+
+  def sums(params, batch: Batch, rows: int):
+    logits_BTV = decoder.apply(
+      params, cfg, batch.tokens, batch.positions, batch.segments, dtype=dtype
+    )
+    nll_BT = token_nll(logits_BTV, batch.targets) * batch.weights
+    # where, not a product: an untrained token's nll may be inf, and inf * 0 is nan.
+    nll_BT = jnp.where(batch.weights > 0, nll_BT, 0.0)
+    mine_BTS = batch.segments[:, :, None] == jnp.arange(1, num_segments + 1)[None, None, :]
+    nll_BS = jnp.sum(jnp.where(mine_BTS, nll_BT[:, :, None], 0.0), axis=1)
+    tokens_BS = jnp.sum(jnp.where(mine_BTS, batch.weights[:, :, None], 0.0), axis=1)
+    return nll_BS[:rows], tokens_BS[:rows]
+
+  compiled = jax.jit(sums, static_argnames="rows", out_shardings=(replicated, replicated))
+
+  def score_step(params, batch: Batch):
+    rows = batch.tokens.shape[0]
+    batch = jax.tree.map(lambda x_BT: place(_pad_rows(x_BT, shards), by_row), batch)
+    with jax.set_mesh(mesh):
+      return compiled(params, batch, rows=rows)
+
+  return score_step
+
+
+def token_nll(logits_BTV, targets_BT) -> jax.Array:
+  """-log p(target), float32; a sum picks it, as a gather would fetch a sharded vocabulary."""
+  logits_BTV = logits_BTV.astype(jnp.float32)
+  vocab_V = jnp.arange(logits_BTV.shape[-1])[None, None, :]
+  gold_BT = jnp.sum(jnp.where(vocab_V == targets_BT[:, :, None], logits_BTV, 0.0), axis=-1)
+  return jax.nn.logsumexp(logits_BTV, axis=-1) - gold_BT
+
+
+def loss_figure(nll, tokens, *, seed: int = 0) -> Figure:
+  """Nats per trained token over examples: sum of nll / sum of tokens."""
+  return ratio_figure(nll, tokens, seed=seed)
+
+
+def bits_per_byte_figure(nll, num_bytes, *, seed: int = 0) -> Figure:
+  """Bits per UTF-8 byte of the trained text: comparable between tokenizers, within a language."""
+  return ratio_figure(nll, num_bytes, seed=seed, scale=1 / math.log(2))
+
+
+def _check_segments(batch: Batch, example_index_BS) -> None:
+  """A segment beyond the columns would be lost without a word."""
+  num_segments = example_index_BS.shape[1]
+  assert batch.segments.max(initial=0) <= num_segments, (batch.segments.max(), num_segments)
+
+
+def _collect(example_index_BS, sums, scores) -> None:
+  nll_BS, tokens_BS = jax.device_get(sums)
+  assert nll_BS.shape == example_index_BS.shape, (nll_BS.shape, example_index_BS.shape)
+  for row, segment in np.argwhere(example_index_BS >= 0):
+    example = int(example_index_BS[row, segment])
+    assert example not in scores, f"example {example} was scored twice"
+    scores[example] = float(nll_BS[row, segment]), float(tokens_BS[row, segment])
+
+
+def _pad_rows(x_BT, shards: int):
+  """Whole rows of zeros (segment 0, weight 0) up to what the mesh divides."""
+  return np.pad(x_BT, ((0, -x_BT.shape[0] % shards), (0, 0)))

@@ -1,0 +1,91 @@
+"""Evaluate a model on rows, per language.
+
+  python -m mlit_jax.evaluate --model runs/quickstart --suite 'mlit_jax/assets/instructions12/eval/*.jsonl' --out runs/quickstart/final
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from mlit_jax import mesh as meshes
+from mlit_jax import runtime
+from mlit_jax.data.evalset import make_eval_set
+from mlit_jax.data.languages import normalise_tag
+from mlit_jax.data.rows import read_sources
+from mlit_jax.errors import UserError
+from mlit_jax.evals import summary
+from mlit_jax.evals.evaluator import Evaluator
+from mlit_jax.opening import open_model, single_device_mesh
+from mlit_jax.training.console import Terminal
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    "mlit_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]")
+  parser.add_argument("--suite", nargs="+", required=True, help="rows files or globs; rows carry `lang`")
+  parser.add_argument("--languages", default="", help="only these, e.g. sw,fi")
+  parser.add_argument("--out", required=True, help="folder for summary.json and generations.jsonl")
+  parser.add_argument("--generate_rows", type=int, default=8, help="answers per language; 0: loss only")
+  parser.add_argument("--max_new_tokens", type=int, default=64)
+  parser.add_argument("--max_length", type=int, default=1024)
+  parser.add_argument("--rows", type=int, default=8, help="rows at once")
+  parser.add_argument("--temperature", type=float, default=0.0)
+  parser.add_argument("--top_p", type=float, default=1.0)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument("--debug", action="store_true", help="tracebacks for user errors too")
+  args = parser.parse_args()
+  return runtime.run_main(lambda: run(args), debug=args.debug)
+
+
+def run(args) -> None:
+  """Read the rows, open the model, score and answer, write."""
+  rows = read_sources(args.suite, where="--suite").conversations
+  if args.languages:
+    wanted = {normalise_tag(tag) for tag in args.languages.split(",")}
+    missing = wanted - {c.lang for c in rows}
+    if missing:
+      raise UserError(f"--languages {','.join(sorted(missing))}: no such rows in {args.suite}")
+    rows = [c for c in rows if c.lang in wanted]
+  runtime.start()
+  terminal = Terminal(shown=runtime.is_main())
+  mesh = single_device_mesh()
+  model = open_model(args.model, mesh)
+  suite = make_eval_set(
+    "rows",
+    rows,
+    model.tokenizer,
+    max_length=args.max_length,
+    generate_rows=args.generate_rows,
+  )
+  for lang, reasons in suite.encoded.dropped.items():
+    terminal.line(f"left out {lang}: {reasons}; raise --max_length")
+  evaluator = Evaluator(
+    model.cfg,
+    mesh,
+    model.tokenizer,
+    [suite],
+    rows=-(-args.rows // meshes.batch_shards(mesh)) * meshes.batch_shards(mesh),
+    max_new_tokens=args.max_new_tokens,
+    temperature=args.temperature,
+    top_p=args.top_p,
+    seed=args.seed,
+    dtype=jnp.dtype(args.dtype),
+  )
+  figures, records = evaluator.run(model.params)
+  if runtime.is_main():
+    out = Path(args.out)
+    summary.write_evaluation(out, figures, records, model=model.name)
+    runtime.write_json(out / "summary.json", figures)
+  for name in figures:
+    terminal.table(summary.table(figures, name))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

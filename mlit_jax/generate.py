@@ -1,0 +1,182 @@
+"""Let a model answer: one prompt, a file of prompts, or a chat.
+
+  python -m mlit_jax.generate --model runs/quickstart
+  python -m mlit_jax.generate --model runs/quickstart@best --prompt "Kwa nini anga ni la bluu?"
+  python -m mlit_jax.generate --model runs/quickstart --prompts prompts.jsonl --out answers.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from mlit_jax import runtime
+from mlit_jax.errors import UserError
+from mlit_jax.evals.decoding import Generator
+from mlit_jax.evals.evaluator import buckets
+from mlit_jax.opening import Opened, open_model, single_device_mesh
+
+ROWS = 32
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    "mlit_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]")
+  parser.add_argument("--prompt", default="", help="one prompt; without it and --prompts: a chat")
+  parser.add_argument("--prompts", default="", help="JSONL with id, lang and prompt (or messages)")
+  parser.add_argument("--out", default="", help="JSONL for the answers to --prompts")
+  parser.add_argument("--max_new_tokens", type=int, default=256)
+  parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+  parser.add_argument("--top_p", type=float, default=1.0)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--system", default="", help="system text")
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument("--debug", action="store_true", help="tracebacks for user errors too")
+  args = parser.parse_args()
+  return runtime.run_main(lambda: run(args), debug=args.debug)
+
+
+def run(args) -> None:
+  """Open the model and answer."""
+  if args.prompts and not args.out:
+    raise UserError("--prompts needs --out, a JSONL file for the answers")
+  rows = list(read_prompts(Path(args.prompts))) if args.prompts else []
+  runtime.start()
+  model = open_model(args.model, single_device_mesh())
+  if args.prompts:
+    answers = answer(model, rows, args)
+    lines = [json.dumps(a, ensure_ascii=False) for a in answers]
+    runtime.write_atomic(Path(args.out), "\n".join(lines) + "\n")
+    print(f"{len(answers)} answers in {args.out}")
+  elif args.prompt:
+    for piece in stream(model, _history(args, args.prompt), args):
+      print(piece, end="", flush=True)
+    print()
+  else:
+    chat(model, args)
+
+
+def read_prompts(path: Path) -> Iterator[dict]:
+  """Rows with id, lang and messages; UserError for a line that is not such a row."""
+  if not path.is_file():
+    raise UserError(f"--prompts {path}: no such file")
+  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    except (ValueError, KeyError, AttributeError) as e:
+      raise UserError(
+        f"{path}:{number}: expected a JSON object with `prompt` or `messages` ({type(e).__name__}: {e})"
+      ) from e
+    yield {"id": row.get("id", str(number)), "lang": row.get("lang", ""), "messages": messages}
+
+
+def answer(model: Opened, rows: list[dict], args) -> list[dict]:
+  """One generation row (INTERFACE: Generations) for each prompt row."""
+  prompts = [_tokens(model, _with_system(args, row["messages"])) for row in rows]
+  generator = _generator(model, max(map(len, prompts), default=1), ROWS, args)
+  completions = generator.generate(
+    model.params,
+    prompts,
+    stop_ids=model.tokenizer.stop_ids,
+    temperature=args.temperature,
+    top_p=args.top_p,
+    seed=args.seed,
+  )
+  return [
+    {
+      "id": row["id"],
+      "lang": row["lang"],
+      "prompt": row["messages"][-1]["content"],
+      "response": model.tokenizer.decode(done.tokens),
+      "stopped": done.stopped,
+      "tokens": len(done.tokens),
+      "model": model.name,
+    }
+    for row, done in zip(rows, completions, strict=True)
+  ]
+
+
+def chat(model: Opened, args) -> None:
+  """Read lines, print answers as they come; /reset begins anew, /system TEXT sets it, end with ctrl-d."""
+  print(f"{model.name}: write a line; /reset begins anew, /system TEXT sets the system text, ctrl-d ends")
+  messages = _with_system(args, [])
+  while True:
+    try:
+      line = input("> ").strip()
+    except EOFError:
+      print()
+      return
+    if line == "/reset":
+      messages = _with_system(args, [])
+    elif line.startswith("/system"):
+      args.system = line.removeprefix("/system").strip()
+      messages = _with_system(args, [])
+    elif line:
+      messages.append({"role": "user", "content": line})
+      text = ""
+      for piece in stream(model, messages, args):
+        print(piece, end="", flush=True)
+        text += piece
+      print()
+      messages.append({"role": "assistant", "content": text})
+
+
+def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
+  """The answer in pieces of whole characters: a character may span several tokens."""
+  prompt = _tokens(model, messages)
+  generator = _generator(model, len(prompt), 1, args)
+  tokens, shown = [], ""
+  for token in generator.stream(
+    model.params,
+    prompt,
+    stop_ids=model.tokenizer.stop_ids,
+    temperature=args.temperature,
+    top_p=args.top_p,
+    seed=args.seed,
+  ):
+    tokens.append(token)
+    text = model.tokenizer.decode(tokens)
+    if not text.endswith("\ufffd"):
+      yield text[len(shown) :]
+      shown = text
+  rest = model.tokenizer.decode(tokens)[len(shown) :]
+  if rest:
+    yield rest
+
+
+def _generator(model: Opened, longest: int, rows: int, args) -> Generator:
+  return Generator(
+    model.cfg,
+    single_device_mesh(),
+    max_new_tokens=args.max_new_tokens,
+    prompt_buckets=buckets(longest),
+    rows=rows,
+    dtype=jnp.dtype(args.dtype),
+  )
+
+
+def _tokens(model: Opened, messages: list[dict]) -> list[int]:
+  return list(model.tokenizer.encode_text(model.tokenizer.template.prompt(messages)))
+
+
+def _history(args, prompt: str) -> list[dict]:
+  return _with_system(args, [{"role": "user", "content": prompt}])
+
+
+def _with_system(args, messages: list[dict]) -> list[dict]:
+  system = [{"role": "system", "content": args.system}] if args.system else []
+  return system + messages
+
+
+if __name__ == "__main__":
+  sys.exit(main())

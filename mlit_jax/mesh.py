@@ -1,0 +1,106 @@
+"""The mesh, and the one table that says which logical axis lies on which mesh axis."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mlit_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+RULES = {
+  "batch": ("data", "fsdp"),
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "mlp": "tensor",
+  "vocab": "tensor",
+  "head_dim": None,
+  "layers": None,
+  "length": None,
+  "width": None,  # the model width of activations; "embed" is that of weights
+}
+
+BATCH_SPEC = P(RULES["batch"], None)
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+  """Mesh over (data, fsdp, tensor); at most one size may be -1: what is left of the devices."""
+  devices = jax.devices() if devices is None else devices
+  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  free = [name for name, size in sizes.items() if size == -1]
+  known = int(np.prod([size for size in sizes.values() if size != -1]))
+  if len(free) > 1 or known < 1 or len(devices) % known or (not free and known != len(devices)):
+    raise UserError(
+      f"mesh {sizes} does not fit {len(devices)} devices. "
+      "The product of mesh.data, mesh.fsdp and mesh.tensor must be their number; one of them may be -1."
+    )
+  if free:
+    sizes[free[0]] = len(devices) // known
+  shape = tuple(sizes[axis] for axis in MESH_AXES)
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(axes: tuple[str, ...]) -> P:
+  """("embed", "mlp") -> P("fsdp", "tensor"); a KeyError is an axis without a rule."""
+  return P(*(RULES[axis] for axis in axes))
+
+
+def param_shardings(specs, mesh: Mesh):
+  """Nested dict of NamedSharding for a nested dict of ParamSpec.
+
+  An axis that the mesh does not divide (4 kv heads over tensor=8) is replicated.
+  """
+  return jax.tree.map(
+    lambda s: NamedSharding(mesh, _fitting(s.axes, s.shape, mesh)),
+    specs,
+    is_leaf=lambda s: hasattr(s, "axes"),
+  )
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Over how many shards the rows of a batch are spread."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def process_rows(mesh: Mesh, rows: int) -> slice:
+  """Which rows of a global batch this process must bring; contiguous, as devices are in process order."""
+  sharding = NamedSharding(mesh, BATCH_SPEC)
+  bounds = [i[0].indices(rows)[:2] for i in sharding.addressable_devices_indices_map((rows, 1)).values()]
+  first, last = min(a for a, _ in bounds), max(b for _, b in bounds)
+  assert len({row for a, b in bounds for row in range(a, b)}) == last - first, bounds
+  return slice(first, last)
+
+
+def put_batch(batch, mesh: Mesh, rows: int):
+  """A batch of numpy arrays with this process's rows becomes global arrays on the mesh."""
+  sharding = NamedSharding(mesh, BATCH_SPEC)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), batch
+  )
+
+
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+  """Keep activation `x` on the mesh as the rules say; nothing where no mesh is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, _fitting(axes, x.shape, mesh))
+
+
+def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """The FSDP gather of a weight that is about to be used, already in the compute dtype."""
+  return constrain(w, *("width" if axis == "embed" else axis for axis in axes))
+
+
+def _fitting(axes, shape, mesh) -> P:
+  out = []
+  for axis, size in zip(axes, shape, strict=True):
+    names = RULES[axis]
+    names = (names,) if isinstance(names, str) else names or ()
+    shards = int(np.prod([mesh.shape[name] for name in names]))
+    out.append(RULES[axis] if size % shards == 0 else None)
+  return P(*out)

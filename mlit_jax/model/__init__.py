@@ -1,0 +1,1 @@
+"""The decoder: its sizes, layers, attention and parameters."""

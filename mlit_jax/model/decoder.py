@@ -1,0 +1,213 @@
+"""The decoder: parameters as nested dicts with stacked layers, and its two forward passes."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlit_jax import mesh
+from mlit_jax.model import attention, layers
+from mlit_jax.model.config import DecoderConfig
+
+REMAT = ("none", "attention_saved", "full")
+
+
+class ParamSpec(NamedTuple):
+  """What a parameter is before it exists; a leaf (see is_spec)."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  std: float
+  mean: float
+
+
+class Cache(NamedTuple):
+  """Keys and values of past tokens, [L, B, S, K, H]; slot s holds position s."""
+
+  k_LBSKH: jax.Array
+  v_LBSKH: jax.Array
+
+
+def param_specs(cfg: DecoderConfig) -> dict:
+  """Nested dict of ParamSpec, in the layout of the parameters."""
+  specs: dict = {}
+  for path, p in nnx.to_flat_state(nnx.state(layers.Decoder(cfg))):
+    shape, axes = p.get_value().shape, p.axes
+    if path[0] == "blocks":
+      shape, axes = (cfg.num_layers, *shape), ("layers", *axes)
+    node = specs
+    for name in path[:-1]:
+      node = node.setdefault(name, {})
+    node[path[-1]] = ParamSpec(shape, axes, p.std, p.mean)
+  return specs
+
+
+def param_shapes(cfg: DecoderConfig) -> dict:
+  """Nested dict of jax.ShapeDtypeStruct, float32."""
+  return jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(cfg), is_leaf=is_spec
+  )
+
+
+def init_params(cfg: DecoderConfig, key: jax.Array) -> dict:
+  """Fresh float32 parameters; each one's key depends on its path alone."""
+
+  def init(path, s):
+    name = "/".join(k.key for k in path)
+    if s.std == 0:
+      return jnp.full(s.shape, s.mean, jnp.float32)
+    leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return s.mean + s.std * jax.random.normal(leaf_key, s.shape, jnp.float32)
+
+  return jax.tree.map_with_path(init, param_specs(cfg), is_leaf=is_spec)
+
+
+def count_params(cfg: DecoderConfig) -> int:
+  """Number of parameters."""
+  sizes = jax.tree.map(lambda s: _prod(s.shape), param_specs(cfg), is_leaf=is_spec)
+  return sum(jax.tree.leaves(sizes))
+
+
+def apply(
+  params, cfg: DecoderConfig, tokens_BT, positions_BT, segments_BT, *, dtype=jnp.float32, remat="none"
+) -> jax.Array:
+  """logits_BTV, float32, of packed rows."""
+  x_BTD = embed(params, cfg, tokens_BT, dtype)
+  ropes = _ropes(cfg, positions_BT)
+  graph, structure = _block_graph(cfg)
+
+  def layer(x_BTD, scanned):
+    weights, window, local = scanned
+    block = _bind(graph, structure, weights)
+    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(block.attn_norm(x_BTD), _pick(ropes, local))
+    mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
+    x_BTD = block.add_attention(x_BTD, block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT))
+    return mesh.constrain(block.add_mlp(x_BTD), "batch", "length", "width"), None
+
+  x_BTD, _ = jax.lax.scan(_with_remat(layer, remat), x_BTD, (params["blocks"], *_kinds(cfg)))
+  return unembed(params, cfg, x_BTD)
+
+
+def init_cache(cfg: DecoderConfig, rows: int, slots: int, dtype=jnp.float32) -> Cache:
+  """An empty cache for sequences of up to `slots` tokens."""
+  shape = (cfg.num_layers, rows, slots, cfg.num_kv_heads, cfg.head_dim)
+  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def apply_cached(
+  params, cfg: DecoderConfig, tokens_BT, positions_BT, cache: Cache, *, dtype=jnp.float32
+) -> tuple[jax.Array, Cache]:
+  """logits_BTV of new tokens at `positions_BT`, and the cache with them in it.
+
+  Position -1 is padding: it is not written, and its logits mean nothing. A token at position p sees
+  the slots up to p, so slots beyond a row's last token may hold anything.
+  """
+  B, T = tokens_BT.shape
+  slots = cache.k_LBSKH.shape[2]
+  x_BTD = embed(params, cfg, tokens_BT, dtype)
+  ropes = _ropes(cfg, jnp.maximum(positions_BT, 0))
+  graph, structure = _block_graph(cfg)
+  rows_BT = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
+  write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
+  slots_BS = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
+  one_BT, one_BS = jnp.ones((B, T), jnp.int32), jnp.ones((B, slots), jnp.int32)
+
+  def layer(x_BTD, scanned):
+    weights, window, local, k_BSKH, v_BSKH = scanned
+    block = _bind(graph, structure, weights)
+    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(block.attn_norm(x_BTD), _pick(ropes, local))
+    k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
+    v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
+    mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
+    o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS)
+    return block.add_mlp(block.add_attention(x_BTD, o_BTD)), (k_BSKH, v_BSKH)
+
+  x_BTD, (k, v) = jax.lax.scan(
+    layer, x_BTD, (params["blocks"], *_kinds(cfg), cache.k_LBSKH, cache.v_LBSKH)
+  )
+  return unembed(params, cfg, x_BTD), Cache(k, v)
+
+
+def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:
+  """x_BTD. The scale is rounded to the compute dtype, as the published Gemma code does."""
+  x_BTD = params["embed"]["table_VD"].astype(dtype)[tokens_BT]
+  if cfg.embed_scale != 1.0:
+    x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, dtype)
+  return mesh.constrain(x_BTD, "batch", "length", "width")
+
+
+def unembed(params, cfg: DecoderConfig, x_BTD) -> jax.Array:
+  """logits_BTV, float32."""
+  final_norm = _bind(*_norm_graph(cfg), params["final_norm"])
+  x_BTD = final_norm(x_BTD)
+  if cfg.tied:
+    table_VD = mesh.gather(params["embed"]["table_VD"].astype(x_BTD.dtype), ("vocab", "embed"))
+    logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+  else:
+    kernel_DV = mesh.gather(params["head"]["kernel_DV"].astype(x_BTD.dtype), ("embed", "vocab"))
+    logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
+  if cfg.final_softcap is not None:
+    logits_BTV = cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap)
+  return mesh.constrain(logits_BTV, "batch", "length", "vocab")
+
+
+def is_spec(x) -> bool:
+  """A leaf of a tree of specs (a NamedTuple is a tree of its own to JAX)."""
+  return isinstance(x, ParamSpec)
+
+
+def _kinds(cfg):
+  """Per layer: its window, and whether it turns by the local frequencies."""
+  windows = jnp.asarray(cfg.windows, jnp.int32)
+  return windows, windows > 0
+
+
+def _ropes(cfg, positions_BT):
+  """(cos, sin) of global layers and of layers with a window; one pair where they are the same."""
+  both = [layers.rope_angles(layers.rope_frequencies(cfg, False), positions_BT)]
+  if cfg.rope_local_theta is not None and any(cfg.windows):
+    both.append(layers.rope_angles(layers.rope_frequencies(cfg, True), positions_BT))
+  return both
+
+
+def _pick(ropes, local):
+  if len(ropes) == 1:
+    return ropes[0]
+  return tuple(jnp.where(local, b, a) for a, b in zip(*ropes, strict=True))
+
+
+def _with_remat(layer, remat: str):
+  assert remat in REMAT, remat
+  if remat == "none":
+    return layer
+  save = jax.checkpoint_policies.save_only_these_names("attn_out")
+  return jax.checkpoint(layer, policy=None if remat == "full" else save, prevent_cse=False)
+
+
+@functools.lru_cache
+def _block_graph(cfg):
+  graph, state = nnx.split(layers.Block(cfg))
+  return graph, jax.tree.structure(state)
+
+
+@functools.lru_cache
+def _norm_graph(cfg):
+  graph, state = nnx.split(layers.RmsNorm(cfg.d_model, "embed", cfg))
+  return graph, jax.tree.structure(state)
+
+
+def _bind(graph, structure, weights: dict):
+  """The module with these weights in it. Both trees sort their keys, so leaves come in one order."""
+  return nnx.merge(graph, jax.tree.unflatten(structure, jax.tree.leaves(weights)))
+
+
+def _prod(shape) -> int:
+  out = 1
+  for size in shape:
+    out *= size
+  return out

@@ -1,0 +1,177 @@
+"""The parts of a decoder: each parameter is declared once, with the names of its axes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from mlit_jax import mesh
+from mlit_jax.model import attention
+from mlit_jax.model.config import DecoderConfig
+
+
+def param(shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, mean: float = 0.0):
+  """An abstract parameter: shape, the names of its axes, and how it starts."""
+  return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, std=std, mean=mean)
+
+
+class RmsNorm(nnx.Module):
+  """x / rms(x) * scale in float32. Gemma multiplies before the cast back, the others after it."""
+
+  def __init__(self, width: int, axis: str, cfg: DecoderConfig):
+    self.eps, self.plus_one = cfg.norm_eps, cfg.norm_plus_one
+    name = "scale_H" if axis == "head_dim" else "scale_D"
+    setattr(self, name, param((width,), (axis,), std=0.0, mean=0.0 if self.plus_one else 1.0))
+    self.name = name
+
+  def __call__(self, x):
+    scale = getattr(self, self.name)[...]
+    x_f32 = x.astype(jnp.float32)
+    normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps)
+    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    if self.plus_one:
+      return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+    return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention with rotary positions."""
+
+  def __init__(self, cfg: DecoderConfig):
+    D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    self.cfg = cfg
+    self.q_DNH = param((D, N, H), ("embed", "heads", "head_dim"), std=D**-0.5)
+    self.k_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
+    self.v_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
+    out_std = (N * H * 2 * cfg.num_layers) ** -0.5  # residual branches add up: GPT-2's scaling
+    self.o_NHD = param((N, H, D), ("heads", "head_dim", "embed"), std=out_std)
+    if cfg.attn_bias:
+      self.q_bias_NH = param((N, H), ("heads", "head_dim"), std=0.0)
+      self.k_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
+      self.v_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
+    if cfg.qk_norm:
+      self.q_norm = RmsNorm(H, "head_dim", cfg)
+      self.k_norm = RmsNorm(H, "head_dim", cfg)
+
+  def qkv(self, x_BTD, rope_BTH):
+    """Rotated queries, rotated keys, values."""
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _use(self.q_DNH, x_BTD.dtype))
+    k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.k_DKH, x_BTD.dtype))
+    v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.v_DKH, x_BTD.dtype))
+    if self.cfg.attn_bias:
+      q_BTNH = q_BTNH + _use(self.q_bias_NH, x_BTD.dtype)[None, None]
+      k_BTKH = k_BTKH + _use(self.k_bias_KH, x_BTD.dtype)[None, None]
+      v_BTKH = v_BTKH + _use(self.v_bias_KH, x_BTD.dtype)[None, None]
+    if self.cfg.qk_norm:
+      q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+    q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "head_dim")
+    return rotate(q_BTNH, *rope_BTH), rotate(k_BTKH, *rope_BTH), v_BTKH
+
+  def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+    o_BTNH = attention.attend(
+      q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=self.cfg.query_scale, softcap=self.cfg.attn_softcap
+    )
+    o_BTNH = checkpoint_name(o_BTNH, "attn_out")
+    return jnp.einsum("BTNH,NHD->BTD", o_BTNH, _use(self.o_NHD, o_BTNH.dtype))
+
+
+class Mlp(nnx.Module):
+  """down(act(gate x) * up x)."""
+
+  def __init__(self, cfg: DecoderConfig):
+    D, F = cfg.d_model, cfg.d_ff
+    self.activation = cfg.activation
+    self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
+    self.up_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
+    self.down_FD = param((F, D), ("mlp", "embed"), std=(F * 2 * cfg.num_layers) ** -0.5)
+
+  def __call__(self, x_BTD):
+    gate_BTF = x_BTD @ _use(self.gate_DF, x_BTD.dtype)
+    silu = self.activation == "silu"
+    act_BTF = jax.nn.silu(gate_BTF) if silu else jax.nn.gelu(gate_BTF, approximate=True)
+    h_BTF = act_BTF * (x_BTD @ _use(self.up_DF, x_BTD.dtype))
+    h_BTF = mesh.constrain(h_BTF, "batch", "length", "mlp")
+    return h_BTF @ _use(self.down_FD, x_BTD.dtype)
+
+
+class Block(nnx.Module):
+  """One layer: attention and MLP, each normalised before (and, for Gemma 3, after)."""
+
+  def __init__(self, cfg: DecoderConfig):
+    self.attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
+    self.attn = Attention(cfg)
+    self.mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
+    self.mlp = Mlp(cfg)
+    self.post_norms = cfg.post_norms
+    if cfg.post_norms:
+      self.post_attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
+      self.post_mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
+
+  def add_attention(self, x_BTD, o_BTD):
+    return x_BTD + (self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
+
+  def add_mlp(self, x_BTD):
+    h_BTD = self.mlp(self.mlp_norm(x_BTD))
+    return x_BTD + (self.post_mlp_norm(h_BTD) if self.post_norms else h_BTD)
+
+
+class Decoder(nnx.Module):
+  """The whole declaration. `block` stands for all layers: decoder.py stacks it along a first axis L."""
+
+  def __init__(self, cfg: DecoderConfig):
+    V, D = cfg.vocab_size, cfg.d_model
+    self.embed = Embedding(V, D)
+    self.blocks = Block(cfg)
+    self.final_norm = RmsNorm(D, "embed", cfg)
+    if not cfg.tied:
+      self.head = Head(V, D)
+
+
+class Embedding(nnx.Module):
+  def __init__(self, V: int, D: int):
+    self.table_VD = param((V, D), ("vocab", "embed"), std=0.02)
+
+
+class Head(nnx.Module):
+  def __init__(self, V: int, D: int):
+    self.kernel_DV = param((D, V), ("embed", "vocab"), std=D**-0.5)
+
+
+def rope_frequencies(cfg: DecoderConfig, local: bool) -> jax.Array:
+  """Angular frequencies [H/2] of global layers, or of those with a window (`local`).
+
+  RoPE: Su et al. 2021, eq. 15. `llama3`: frequencies whose wavelength exceeds the original context are
+  divided by the factor, with a linear ramp in between (Llama 3.1 release). `linear`: all are divided.
+  """
+  theta = cfg.rope_local_theta if local and cfg.rope_local_theta else cfg.rope_theta
+  freq = 1.0 / theta ** (jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
+  scaling = {} if local and cfg.rope_local_theta else dict(cfg.rope_scaling or ())
+  kind = scaling.get("rope_type", "default")
+  if kind == "linear":
+    return freq / scaling["factor"]
+  if kind == "llama3":
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * freq / (2 * jnp.pi)
+    smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - smooth) * freq / scaling["factor"] + smooth * freq
+  return freq
+
+
+def rope_angles(freq, positions_BT) -> tuple[jax.Array, jax.Array]:
+  """(cos, sin), each [B, T, H/2], float32: bfloat16 angles are wrong beyond position 256."""
+  angle = positions_BT[..., None].astype(jnp.float32) * freq[None, None]
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH, cos, sin):
+  """Rotate pairs (i, i + H/2), the layout of the Hugging Face checkpoints."""
+  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  cos, sin = cos[:, :, None], sin[:, :, None]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def _use(p: nnx.Param, dtype) -> jax.Array:
+  """A weight on its way into a matmul: cast first, then gathered, so that half the bytes travel."""
+  return mesh.gather(p[...].astype(dtype), p.axes)

@@ -1,0 +1,93 @@
+"""MODEL on a command line: a Hugging Face folder, a hub id, or a workdir (DIR, DIR@best, DIR@1200)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from mlit_jax import mesh as meshes
+from mlit_jax.data.tokenizer import Tokenizer
+from mlit_jax.errors import UserError
+from mlit_jax.model import decoder
+from mlit_jax.model.config import DecoderConfig, from_hf
+from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower, resolve_step
+from mlit_jax.weights import hf_files, load, source
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A model ready for use, and what an export must carry."""
+
+  name: str
+  cfg: DecoderConfig
+  params: dict  # float32, on the mesh
+  tokenizer: Tokenizer
+  files: dict[str, bytes]
+  dtypes: dict[str, str] | str  # of the tensors of the base model
+  layout: hf_files.Layout | None
+  config: dict | None  # the run's config; None for a Hugging Face model
+
+
+def open_model(spec: str, mesh: Mesh) -> Opened:
+  """The model that `spec` names, its parameters sharded over the mesh."""
+  path, _, step = spec.rpartition("@") if "@" in spec else (spec, "", "latest")
+  if (Path(path) / "config.json").exists() and (Path(path) / "checkpoints").is_dir():
+    return open_workdir(Path(path), step, mesh)
+  found = source.read_source(spec)
+  cfg = from_hf(found.config)
+  shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
+  params = load.load_params(found.folder, cfg, shardings)
+  tokenizer = Tokenizer.load(found.folder, template_kwargs={"enable_thinking": False})
+  return Opened(spec, cfg, params, tokenizer, found.files, found.dtypes, found.layout, None)
+
+
+def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
+  """A step of a run; everything comes from the workdir, the base model is not needed."""
+  config = read_run_config(root)
+  hf = _read_json(root / "base" / "config.json")
+  cfg = from_hf(hf)
+  number = resolve_step(root / "checkpoints", step, lower_is_better=_lower_is_better(config))
+  shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
+  with Checkpoints(root / "checkpoints") as checkpoints:
+    params = checkpoints.restore_params(number, abstract_like(decoder.param_shapes(cfg), shardings))
+  # A tokenizer that the config names replaces the base model's; its files are kept with the run.
+  t = config["tokenizer"]
+  tokenizer = Tokenizer.load(
+    root / "tokenizer",
+    template_kwargs=dict(t["template_kwargs"]),
+    date=t["date"],
+  )
+  if (root / "base" / source.TENSORS_FILE).exists():
+    base = source.load_source_copy(root)
+    files, dtypes, layout = base.files | tokenizer.files, base.dtypes, base.layout
+  else:
+    files = {name: (root / "base" / name).read_bytes() for name in ("config.json", "generation_config.json")}
+    files, dtypes, layout = files | tokenizer.files, "float32", None
+  return Opened(f"{root}@{number}", cfg, params, tokenizer, files, dtypes, layout, config)
+
+
+def read_run_config(root: Path) -> dict:
+  """The nested config of a run."""
+  return _read_json(root / "config.json")["config"]
+
+
+def single_device_mesh() -> Mesh:
+  """All devices of this machine in one fsdp axis, for commands without a config."""
+  return meshes.make_mesh(1, len(jax.devices()), 1)
+
+
+def _lower_is_better(config: dict) -> bool:
+  return prefers_lower(config["checkpoint"]["best"] or "loss")
+
+
+def _read_json(path: Path) -> dict:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{path} is missing; is {path.parent} the workdir of a run that has begun?") from None
+  except ValueError as e:
+    raise UserError(f"{path} is damaged: {e}") from e

@@ -1,0 +1,164 @@
+"""Processes, JAX settings, signals, the workdir's lock, and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from mlit_jax.errors import UserError
+
+EXIT_USER, EXIT_FAULT, EXIT_STOPPED = 2, 1, 75
+
+
+class Stopped(Exception):
+  """The run was asked to stop, has saved, and can go on."""
+
+
+def run_main(main: Callable[[], None], *, debug: bool = False) -> int:
+  """Run an entry point and turn its end into the exit codes of INTERFACE: 0, 2, 1, 75."""
+  try:
+    main()
+    return 0
+  except UserError as e:
+    if debug:
+      traceback.print_exc()
+    print(f"error: {e}", file=sys.stderr)
+    return EXIT_USER
+  except Stopped as e:
+    print(e, file=sys.stderr)
+    return EXIT_STOPPED
+  except BrokenPipeError:  # `mlit ... | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return 130
+  except Exception:
+    traceback.print_exc()
+    return EXIT_FAULT
+
+
+def start(*, cpu_devices: int = 0) -> None:
+  """JAX settings of every command, and jax.distributed where the environment describes a cluster.
+
+  A cluster is described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by
+  MLIT_DISTRIBUTED=auto under SLURM, GKE and TPU VMs, where JAX finds out by itself.
+  """
+  jax.config.update("jax_threefry_partitionable", True)  # same random numbers on any mesh
+  if cpu_devices:
+    jax.config.update("jax_num_cpu_devices", cpu_devices)
+  cache = os.environ.get("MLIT_COMPILATION_CACHE", os.path.expanduser("~/.cache/mlit_jax/xla"))
+  if cache:
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    jax.distributed.initialize(
+      os.environ["JAX_COORDINATOR_ADDRESS"],
+      int(_needed("JAX_NUM_PROCESSES")),
+      int(_needed("JAX_PROCESS_ID")),
+    )
+  elif os.environ.get("MLIT_DISTRIBUTED") == "auto":
+    jax.distributed.initialize()
+
+
+def is_main() -> bool:
+  """Whether this process writes the files and prints."""
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, *, exclusive: bool = True):
+  """Hold the workdir for this run; the lock goes with the process, however it dies.
+
+  Of a run with several processes one holds it (`exclusive`).
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"cannot make workdir {workdir}: {e}. Choose another --workdir.") from e
+  if not exclusive:
+    yield
+    return
+  path = workdir / ".lock"
+  with open(path, "a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      file.seek(0)
+      raise UserError(
+        f"workdir {workdir} is in use by another run (process {file.read().strip() or 'unknown'}). "
+        "Wait for it, stop it, or choose another --workdir."
+      ) from None
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    yield
+
+
+class StopSignal:
+  """Set by SIGTERM, SIGINT or SIGUSR1; the second signal ends the process at once."""
+
+  def __init__(self):
+    self.name = ""
+
+  def __enter__(self):
+    self.before = {
+      s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
+    return self
+
+  def __exit__(self, *_):
+    for s, handler in self.before.items():
+      signal.signal(s, handler)
+
+  def _handle(self, number, _frame):
+    if self.name:
+      os._exit(128 + number)
+    self.name = signal.Signals(number).name
+
+  def agreed(self, step: int) -> bool:
+    """Whether to stop at this step; all processes get the same answer."""
+    if jax.process_count() == 1:
+      return bool(self.name)
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+def write_atomic(path: Path, text: str) -> None:
+  """Write a file so that a reader sees the old text or the new one, never a part."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+  try:
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+      file.write(text)
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+    raise
+
+
+def write_json(path: Path, value) -> None:
+  """Indented JSON with text as it is, written atomically."""
+  write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def _needed(name: str) -> str:
+  if not os.environ.get(name, "").isdigit():
+    raise UserError(f"JAX_COORDINATOR_ADDRESS is set, but {name} is {os.environ.get(name)!r}; set it to a number")
+  return os.environ[name]

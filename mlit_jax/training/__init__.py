@@ -1,0 +1,1 @@
+"""Loss, optimizer, step, loop, checkpoints and what is printed."""

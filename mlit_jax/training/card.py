@@ -1,0 +1,105 @@
+"""What a run tells at its ends: tables of the plan and the ledger, and the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from mlit_jax import runtime
+
+METRIC_FORMAT = {"loss": ".3f", "bits_per_byte": ".3f", "fidelity": ".0%", "stopped": ".0%", "chrf": ".1f", "exact": ".0%"}
+
+
+def plan_table(ledger: dict) -> Table:
+  """Per language: what was read and dropped, and what the run will train on."""
+  table = Table(title=f"plan {ledger['hash'][:12]}: {ledger['steps']} steps, {ledger['epochs']} epochs, padding {ledger['padding']:.1%}", title_justify="left")
+  for name in ("language", "rows", "dropped", "per epoch", "examples", "tokens", "trained tokens", "share", "bytes/token"):
+    table.add_column(name, justify="left" if name == "language" else "right")
+  for lang, e in ledger["languages"].items():
+    dropped = sum(e["dropped"].values())
+    table.add_row(
+      lang,
+      f"{e['rows_read']:,}",
+      f"{dropped:,}" + (f" ({', '.join(e['dropped'])})" if dropped else ""),
+      f"{e['per_epoch']:,}",
+      f"{e['examples']:,}",
+      f"{e['tokens']:,}",
+      f"{e['trained_tokens']:,}",
+      f"{e['share_of_trained_tokens']:.2%}",
+      f"{e['bytes_per_token']:.2f}" if e["bytes_per_token"] else "",
+    )
+  return table
+
+
+def ledger_table(ledger: dict) -> Table:
+  """Planned beside trained, as the device counted it."""
+  table = Table(title="ledger: planned / trained", title_justify="left")
+  for name in ("language", "examples", "tokens", "trained tokens", "repeats", "truncated"):
+    table.add_column(name, justify="left" if name == "language" else "right")
+  for lang, e in ledger["languages"].items():
+    if e["examples"]:
+      pairs = [f"{e[k]:,} / {e['trained'][k]:,}" for k in ("examples", "tokens", "trained_tokens")]
+      table.add_row(lang, *pairs, f"{e['repeats']:,}", f"{e['truncated']:,}")
+  return table
+
+
+def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
+  """One line per evaluation: the mean and the worst language of each metric."""
+  parts = [f"eval {step:>{len(str(total))}}/{total}  {name}"]
+  for metric, form in METRIC_FORMAT.items():
+    mean, worst = by_lang["mean"].get(metric), by_lang["worst"].get(metric)
+    if mean and mean["value"] is not None and metric != "exact":
+      parts.append(f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})")
+  return "  ".join(parts)
+
+
+def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
+  """README.md of the workdir: a model card with the table of languages."""
+  lines = [
+    "---",
+    f"language: [{', '.join(lang for lang, e in ledger['languages'].items() if e['examples'])}]",
+    "library_name: transformers",
+    "pipeline_tag: text-generation",
+    *([f"base_model: {c.model.path}"] if c.model.path else []),
+    "---",
+    "",
+    f"# {root.resolve().name}",
+    "",
+    f"{c.model.path or 'A decoder from scratch'}, all parameters tuned with mlit_jax on the mixture"
+    f" `{ledger['mixture']}` (seed {ledger['seed']}, {ledger['steps']} steps of {ledger['rows_per_step']} x"
+    f" {ledger['max_length']} tokens, learning rate {c.optimizer.learning_rate:g}, plan `{ledger['hash']}`).",
+    "",
+    "## Trained on",
+    "",
+    "| language | examples | tokens | trained tokens | share | repeats | truncated |",
+    "|---|--:|--:|--:|--:|--:|--:|",
+    *(
+      f"| {lang} | {e['trained']['examples']:,} | {e['trained']['tokens']:,} | {e['trained']['trained_tokens']:,} |"
+      f" {e['share_of_trained_tokens']:.2%} | {e['repeats']:,} | {e['truncated']:,} |"
+      for lang, e in ledger["languages"].items()
+      if e["examples"]
+    ),
+    "",
+  ]
+  for name in after:
+    lines += [f"## Evaluated on {name}, before → after", "", *_set_rows(before.get(name, {}), after[name]), ""]
+  runtime.write_atomic(root / "README.md", "\n".join(lines))
+
+
+def _set_rows(before: dict, after: dict) -> list[str]:
+  metrics = [m for m in METRIC_FORMAT if m in after["mean"]]
+  rows = [f"| language | {' | '.join(metrics)} |", f"|---|{'--:|' * len(metrics)}"]
+  for lang, figures in after.items():
+    cells = []
+    for m in metrics:
+      old, new = before.get(lang, {}).get(m), figures.get(m)
+      cells.append(f"{_show(m, old)} → {_show(m, new)}" if old else _show(m, new))
+    rows.append(f"| {lang} | {' | '.join(cells)} |")
+  return rows
+
+
+def _show(metric: str, figure: dict | None) -> str:
+  if not figure or figure["value"] is None:
+    return "–"
+  return f"{figure['value']:{METRIC_FORMAT[metric]}}"

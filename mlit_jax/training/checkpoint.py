@@ -1,0 +1,140 @@
+"""Checkpoints: Orbax for the bytes; here, what is kept, what is newest and what is best."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from mlit_jax.errors import UserError
+from mlit_jax.training.step import State
+
+PARAMS, OPTIMIZER, META = "params", "optimizer", "meta"
+LOWER_IS_BETTER = ("loss", "bits_per_byte")
+
+
+class Checkpoints:
+  """The steps saved under a folder. Saving is asynchronous: `wait` before relying on it.
+
+  Parameters and optimizer state are items of their own, so that an export reads only the former. `meta`
+  is JSON beside them: {"step", "plan", "trained", "metric"}.
+  """
+
+  def __init__(self, folder: Path, *, keep_latest: int = 1, keep_best: int = 0, lower_is_better=True):
+    keep = [policies.LatestN(keep_latest)]
+    if keep_best:
+      # Only finite metrics are ever passed: a NaN makes BestN delete the best step.
+      keep.append(
+        policies.BestN(
+          get_metric_fn=lambda metrics: metrics["metric"],
+          reverse=lower_is_better,
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(keep),
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    self.lower_is_better = lower_is_better
+    self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options)
+
+  def save(self, state: State, meta: dict, metric: float | None) -> None:
+    """Begin to save a step; the one before must be on disk first, so that its failure is not missed."""
+    self.manager.wait_until_finished()
+    step = int(meta["step"])
+    finite = metric is not None and math.isfinite(metric)
+    self.manager.save(
+      step,
+      args=ocp.args.Composite(
+        **{
+          PARAMS: ocp.args.StandardSave(state.params),
+          OPTIMIZER: ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
+          META: ocp.args.JsonSave(meta | {"metric": metric if finite else None}),
+        }
+      ),
+      metrics={"metric": metric} if finite else None,
+      force=True,
+    )
+
+  def steps(self) -> list[int]:
+    return sorted(self.manager.all_steps())
+
+  def latest(self) -> int | None:
+    return max(self.steps(), default=None)
+
+  def restore(self, step: int, abstract: State) -> tuple[State, dict]:
+    """(state, meta) of a step; `abstract` has the shapes, dtypes and shardings wanted."""
+    out = self.manager.restore(
+      step,
+      args=ocp.args.Composite(
+        **{
+          PARAMS: ocp.args.StandardRestore(abstract.params),
+          OPTIMIZER: ocp.args.StandardRestore(
+            {"opt_state": abstract.opt_state, "step": abstract.step}
+          ),
+          META: ocp.args.JsonRestore(),
+        }
+      ),
+    )
+    optimizer = out[OPTIMIZER]
+    return State(optimizer["step"], out[PARAMS], optimizer["opt_state"]), out[META]
+
+  def restore_params(self, step: int, abstract_params: dict) -> dict:
+    """The parameters of a step alone."""
+    out = self.manager.restore(
+      step, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardRestore(abstract_params)})
+    )
+    return out[PARAMS]
+
+  def wait(self) -> None:
+    """Until all that was begun is on disk; raises what went wrong with it."""
+    self.manager.wait_until_finished()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.manager.close()
+
+
+def resolve_step(folder: Path, name: str, *, lower_is_better: bool = True) -> int:
+  """The step that `latest`, `best` or a number means among the checkpoints of a folder."""
+  folder = Path(folder)
+  steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
+  if not steps:
+    raise UserError(f"{folder} holds no checkpoint. Is this the workdir of a run that has saved one?")
+  if name == "latest":
+    return steps[-1]
+  if name == "best":
+    metrics = {step: _metric(folder / str(step)) for step in steps}
+    known = {step: m for step, m in metrics.items() if m is not None}
+    if not known:
+      raise UserError(f"{folder}: no checkpoint was saved with an evaluation; use latest or one of {steps}")
+    return (min if lower_is_better else max)(known, key=lambda step: (known[step], step))
+  if name.isdigit() and int(name) in steps:
+    return int(name)
+  raise UserError(f"{folder} has no step {name!r}; it has latest, best and {', '.join(map(str, steps))}")
+
+
+def abstract_like(shapes, shardings):
+  """Shapes with shardings, for restore."""
+  return jax.tree.map(
+    lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+  )
+
+
+def prefers_lower(metric: str) -> bool:
+  """Whether smaller is better for "<set>/<language>/<metric>"."""
+  return metric.split("/")[-1] in LOWER_IS_BETTER
+
+
+def _metric(step_folder: Path) -> float | None:
+  for file in (step_folder / META).rglob("metadata"):
+    return json.loads(file.read_text()).get("metric")
+  return None

@@ -1,0 +1,48 @@
+"""Useful arithmetic of a step, for train/mfu."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from mlit_jax.model import decoder
+from mlit_jax.model.config import DecoderConfig
+
+# Dense bfloat16 peaks in TFLOP/s by the start of jax's device_kind, from the makers' data sheets.
+PEAK_TFLOPS = {
+  "NVIDIA H100": 989.0,
+  "NVIDIA H200": 989.0,
+  "NVIDIA A100": 312.0,
+  "TPU v4": 275.0,
+  "TPU v5 lite": 197.0,
+  "TPU v5p": 459.0,
+  "TPU v5": 459.0,
+  "TPU v6 lite": 918.0,
+}
+
+
+def step_flops(cfg: DecoderConfig, lengths: np.ndarray) -> float:
+  """Forward and backward FLOPs of examples of these lengths; no padding, no recomputation.
+
+  6 * (weights in matmuls) * tokens + 6 * heads * head_dim * sum over layers of the pairs that attention
+  sees: half of length^2 (causal), less what lies beyond a window.
+  """
+  lengths = np.asarray(lengths, np.float64)
+  lookup = cfg.vocab_size * cfg.d_model * (0 if cfg.tied else 1)  # an untied table only looks up
+  matmul = decoder.count_params(cfg) - lookup
+  pairs = 0.0
+  for window in cfg.windows:
+    beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)
+    pairs += float(np.sum(lengths**2 - beyond**2))
+  return 6.0 * matmul * float(lengths.sum()) + 6.0 * cfg.num_heads * cfg.head_dim * pairs
+
+
+def peak_flops(configured_tflops: float = 0.0) -> float | None:
+  """FLOP/s of all devices together; None where the device is not known."""
+  if configured_tflops:
+    return configured_tflops * 1e12 * jax.device_count()
+  kind = jax.devices()[0].device_kind
+  for prefix, tflops in PEAK_TFLOPS.items():
+    if kind.startswith(prefix):
+      return tflops * 1e12 * jax.device_count()
+  return None

@@ -1,0 +1,151 @@
+"""The loop: evaluate and save if due, take a batch, dispatch the step, read the step before."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from mlit_jax import mesh as meshes
+from mlit_jax.batch import Batch, check_batch
+from mlit_jax.errors import UserError
+from mlit_jax.runtime import StopSignal, Stopped
+from mlit_jax.training.console import Meter, Terminal
+from mlit_jax.training.step import State, StepMetrics
+
+
+@dataclasses.dataclass
+class Run:
+  """All that the loop needs, built above it. Steps are numbered by how many are done."""
+
+  mesh: jax.sharding.Mesh
+  languages: tuple[str, ...]
+  total_steps: int
+  rows: int
+  max_length: int
+  train_step: Callable  # (state, batch on the mesh) -> (state, StepMetrics)
+  batches: Iterator[Batch]
+  learning_rate: Callable  # step -> float
+  step_flops: Callable  # step -> float
+  peak_flops: float | None
+  evaluate: Callable  # (step, params) -> the metric that "best" goes by, or None
+  save: Callable  # (state, trained, metric) -> None
+  log: Callable  # (step, {name: value}) -> None
+  terminal: Terminal
+  trained: dict[str, dict[str, int]]  # the ledger's counts so far; grows with every step read
+  eval_every: int
+  save_every: int
+  log_every: int
+
+
+def train(run: Run, state: State) -> State:
+  """Train from the state's step to the end. Raises Stopped after a signal, with the state saved."""
+  start = step = int(state.step)
+  pending: tuple[int, StepMetrics] | None = None
+  meter = Meter()
+  with (
+    StopSignal() as stop,
+    jax.set_mesh(run.mesh),
+    run.terminal.bar(run.total_steps, step) as bar,
+    # A silent copy between host and device stops the run: it would wait for the step.
+    jax.transfer_guard("disallow"),
+  ):
+    while step < run.total_steps:
+      stopping = stop.agreed(step)
+      if stopping or _due(step, start, run.eval_every) or _due(step, start, run.save_every):
+        _read(run, pending, meter)
+        pending = None
+        metric, began = None, time.perf_counter()
+        with jax.transfer_guard("allow"):
+          if not stopping and _due(step, start, run.eval_every):
+            metric = run.evaluate(step, state.params)
+          if stopping or _due(step, start, run.save_every):
+            run.save(state, run.trained, metric)
+        meter.start += time.perf_counter() - began  # the speed is that of training
+      if stopping:
+        raise Stopped(f"{stop.name}: saved step {step} of {run.total_steps}; run again to go on")
+      batch = next(run.batches, None)
+      assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
+      state, metrics = run.train_step(state, _put(batch, run))
+      _read(run, pending, meter)
+      pending = (step, metrics)
+      step += 1
+      bar.update(step)
+    _read(run, pending, meter)
+    _log(run, step, meter)
+  return state
+
+
+def _due(step: int, start: int, every: int) -> bool:
+  """Whether something stands before this step; what stood where the run (re)started is done."""
+  return every > 0 and step > start and step % every == 0
+
+
+def _put(batch: Batch, run: Run):
+  mine = meshes.process_rows(run.mesh, run.rows)
+  check_batch(batch, mine.stop - mine.start, run.max_length)
+  with jax.transfer_guard("allow"):
+    return meshes.put_batch(batch, run.mesh, run.rows)
+
+
+def _read(run: Run, pending: tuple[int, StepMetrics] | None, meter: Meter) -> None:
+  """Wait for a dispatched step and add up what it says."""
+  if pending is None:
+    return
+  step, metrics = pending
+  sums, norm = jax.device_get(metrics)
+  loss = float(sums.nll.sum()) / max(1, int(sums.trained.sum()))
+  if not (np.isfinite(loss) and np.isfinite(norm)):
+    raise UserError(
+      f"step {step + 1}: the loss is {loss} and the gradient norm {float(norm)}. Nothing of this step is "
+      "saved. Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or set model.dtype to float32; "
+      "then run again to go on from the last checkpoint."
+    )
+  names = {"examples": sums.examples, "tokens": sums.tokens, "trained_tokens": sums.trained}
+  for name, values in names.items():
+    for lang, value in zip(run.languages, values, strict=True):
+      if value:
+        run.trained[name][lang] = run.trained[name].get(lang, 0) + int(value)
+  meter.add(sums, float(norm), run.step_flops(step), run.rows * run.max_length)
+  if (step + 1) % run.log_every == 0:
+    _log(run, step + 1, meter)
+
+
+def _log(run: Run, step: int, meter: Meter) -> None:
+  """One event and one line for the steps since the last."""
+  if not meter.steps:
+    return
+  sums, seconds = meter.sums, meter.seconds()
+  trained, tokens = int(sums.trained.sum()), int(sums.tokens.sum())
+  per_lang = {
+    lang: (float(sums.nll[i]) / int(sums.trained[i]), int(sums.trained[i]) / trained)
+    for i, lang in enumerate(run.languages)
+    if sums.trained[i]
+  }
+  loss = float(sums.nll.sum()) / max(1, trained)
+  rate = float(run.learning_rate(step - 1))
+  event = {
+    "train/loss": loss,
+    **{f"train/loss/{lang}": value for lang, (value, _) in per_lang.items()},
+    **{f"train/share/{lang}": share for lang, (_, share) in per_lang.items()},
+    "train/tokens_per_second": tokens / seconds,
+    "train/trained_tokens_per_second": trained / seconds,
+    "train/padding": 1 - tokens / meter.slots,
+    "train/grad_norm": meter.norm,
+    "train/learning_rate": rate,
+  }
+  if run.peak_flops:
+    event["train/mfu"] = meter.flops / seconds / run.peak_flops
+  run.log(step, event)
+  worst = max(per_lang, key=lambda lang: per_lang[lang][0], default="")
+  parts = [f"step {step:>{len(str(run.total_steps))}}/{run.total_steps}", f"loss {loss:.3f}"]
+  if len(per_lang) > 1:
+    parts.append(f"worst {worst} {per_lang[worst][0]:.3f}")
+  parts += [f"{tokens / seconds:,.0f} tokens/s", f"grad {meter.norm:.2f}", f"lr {rate:.2e}"]
+  if run.peak_flops:
+    parts.append(f"mfu {event['train/mfu']:.1%}")
+  run.terminal.line("  ".join(parts))
+  meter.reset()

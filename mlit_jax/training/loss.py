@@ -1,0 +1,43 @@
+"""The loss as sums per language; whoever reports it divides once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mlit_jax.batch import Batch
+
+
+class Sums(NamedTuple):
+  """What a batch adds up to, per language [languages]; adds over microbatches, steps and hosts."""
+
+  nll: jax.Array  # float32, negative log likelihood of trained tokens, in nats
+  trained: jax.Array  # int32, trained tokens
+  tokens: jax.Array  # int32, tokens
+  examples: jax.Array  # int32, examples that begin
+
+
+def batch_sums(apply: Callable, params, batch: Batch, num_languages: int) -> Sums:
+  """Sums of one batch. `apply(params, tokens, positions, segments)` gives float32 logits_BTV."""
+  logits_BTV = apply(params, batch.tokens, batch.positions, batch.segments)
+  nll_BT = token_nll(logits_BTV, batch.targets)
+  live_BT = batch.segments > 0
+
+  def per_language(values_BT):
+    return jax.ops.segment_sum(values_BT.reshape(-1), batch.language.reshape(-1), num_languages)
+
+  return Sums(
+    nll=per_language(nll_BT * batch.weights),
+    trained=per_language((batch.weights > 0).astype(jnp.int32)),
+    tokens=per_language(live_BT.astype(jnp.int32)),
+    examples=per_language((live_BT & (batch.positions == 0)).astype(jnp.int32)),
+  )
+
+
+def token_nll(logits_BTV, targets_BT) -> jax.Array:
+  """nll_BT, float32, in nats."""
+  target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT

@@ -1,0 +1,149 @@
+"""The files of a run besides its checkpoints; only the first process writes them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+
+from mlit_jax import runtime
+from mlit_jax.config import flatten, nested
+from mlit_jax.errors import UserError
+from mlit_jax.model.decoder import is_spec
+
+OURS_BEFORE_START = (".lock", "cache")
+FREE = ("workdir", "log.")  # keys that may differ when a run goes on
+PACKAGES = ("mlit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece")
+
+
+def check_free(root: Path, config) -> None:
+  """Refuse a workdir that holds a begun run of another config, or something that is not ours."""
+  path = root / "config.json"
+  if not path.exists():
+    foreign = sorted(p.name for p in root.iterdir() if p.name not in OURS_BEFORE_START)
+    if foreign:
+      raise UserError(
+        f"workdir {root} is not empty and holds no run of ours ({', '.join(foreign[:5])}). "
+        "Choose another --workdir."
+      )
+    return
+  if not (root / "metrics.jsonl").exists() and not any((root / "checkpoints").glob("[0-9]*")):
+    return  # nothing was trained or measured yet: the config may still be mended
+  then = _flat(json.loads(path.read_text(encoding="utf-8"))["config"])
+  now = _flat(json.loads(json.dumps(nested(config))))
+  differing = [
+    f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
+    for key in sorted(then.keys() | now.keys())
+    if then.get(key) != now.get(key) and not key.startswith(FREE)
+  ]
+  if differing:
+    more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+    raise UserError(
+      f"workdir {root} belongs to a run of a different config ({'; '.join(differing[:5])}{more}). "
+      "Use another --workdir, or undo the change to go on with that run."
+    )
+
+
+def write_config(root: Path, config) -> None:
+  if runtime.is_main():
+    runtime.write_json(root / "config.json", {"config": nested(config), "versions": versions()})
+
+
+def versions() -> dict[str, str]:
+  """What shaped the run besides its config."""
+  out = {}
+  for name in PACKAGES:
+    try:
+      out[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      out[name] = "not installed"
+  return out | {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+
+
+def log(root: Path, step: int, event: dict) -> None:
+  """Append one event to metrics.jsonl."""
+  if runtime.is_main():
+    line = json.dumps({"step": step, "time": round(time.time(), 3), **event}, ensure_ascii=False)
+    with open(root / "metrics.jsonl", "a", encoding="utf-8") as file:
+      file.write(line + "\n")
+
+
+def forget_after(root: Path, step: int) -> None:
+  """Drop events after `step`: the run goes on from there and will log them again."""
+  path = root / "metrics.jsonl"
+  if not runtime.is_main() or not path.exists():
+    return
+  kept = []
+  for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line + "\n")
+    except (ValueError, KeyError):
+      continue  # the line that a kill cut short
+  runtime.write_atomic(path, "".join(kept))
+
+
+def keep_ledger(root: Path, ledger: dict) -> None:
+  if runtime.is_main():
+    runtime.write_json(root / "data_plan.json", ledger)
+
+
+def keep_tokenizer(root: Path, tokenizer) -> None:
+  """The folder `tokenizer`: what an export carries, and what the run is read back with."""
+  for name, content in tokenizer.files.items():
+    _keep(root / "tokenizer" / name, content)
+
+
+def keep_base(root: Path, hf_config: dict, tokenizer) -> None:
+  """The folder `base` of a model from scratch: its config.json and generation_config.json."""
+  generation = {
+    "bos_token_id": tokenizer.bos_id,
+    "eos_token_id": list(tokenizer.stop_ids),
+    "pad_token_id": tokenizer.pad_id,
+  }
+  _keep(root / "base" / "config.json", _bytes(hf_config))
+  _keep(root / "base" / "generation_config.json", _bytes(generation))
+
+
+def _keep(path: Path, content: bytes) -> None:
+  if runtime.is_main():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def first_evaluation(root: Path) -> dict:
+  """{set: {lang: ...}} of step 0, for the comparison before and after; empty if there is none."""
+  folder = root / "evals" / "0"
+  return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
+
+
+def parameter_lines(specs, shardings) -> list[str]:
+  """"blocks/attn/q_DNH  4x192x6x32  (layers, embed, heads, head_dim)  P(None, 'fsdp', ...)" for each."""
+  flat_specs = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
+  return [
+    f"{'/'.join(k.key for k in path)}  {'x'.join(map(str, s.shape))}  ({', '.join(s.axes)})  {sharding.spec}"
+    for (path, s), sharding in zip(flat_specs, jax.tree.leaves(shardings), strict=True)
+  ]
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+  from configs import base
+
+  known = flatten(base.get_config())
+  out = {}
+  for key, value in config.items():
+    if prefix + key not in known and isinstance(value, dict):
+      out |= _flat(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def _bytes(value) -> bytes:
+  return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

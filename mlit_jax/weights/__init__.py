@@ -1,0 +1,1 @@
+"""Hugging Face names and files, in and out."""

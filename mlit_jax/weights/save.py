@@ -1,0 +1,250 @@
+"""Parameters out to a Hugging Face folder: streamed, verified, renamed into place."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mlit_jax.errors import UserError
+from mlit_jax.model.config import DecoderConfig
+from mlit_jax.weights import hf_files, table
+from mlit_jax.weights.load import READABLE
+
+
+def save_folder(
+    params: dict,
+    cfg: DecoderConfig,
+    out,
+    *,
+    files: Mapping[str, bytes],
+    dtypes: Mapping[str, str] | str,
+    layout: hf_files.Layout | None = None,
+    max_shard_bytes: int = hf_files.MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> pathlib.Path:
+  """Writes `params` and `files` to the new folder `out`.
+
+  `dtypes` is one dtype for all or one per tensor of theirs (of the source). With the source's `layout`
+  and dtypes the shards get the source's names, headers and order, so an untouched model comes out
+  byte for byte. Under several processes all must call this; the first one writes, and one tensor of
+  theirs at a time is whole in memory. `progress` is told (bytes written, of how many).
+  """
+  leaves = table.flatten(params)
+  _check_leaves(leaves, cfg)
+  sources = table.tensors_of(cfg)
+  layout = _target_layout(sources, cfg, dtypes, layout, max_shard_bytes)
+  total = sum(tensor.end - tensor.start for tensor in layout.tensors().values())
+  out = pathlib.Path(out).resolve()
+  with _new_folder(out, total) as folder:
+    done = 0
+    for file, header in layout.headers.items():
+      with _shard(folder, file, header) as write:
+        for tensor in hf_files.parse_header(header, file):
+          # A tied head that the source spells out is the embedding once more.
+          row, layer = sources.get(tensor.name) or sources[table.EMBEDDING]
+          array = _to_host(leaves[row.ours], layer)
+          if folder:
+            write(tensor, _cast(table.to_theirs(array, row), tensor))
+          done += tensor.end - tensor.start
+          if progress:
+            progress(done, total)
+    if folder:
+      _write_files(folder, files, layout)
+      _verify(folder, files, layout)
+  return out
+
+
+def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[str, bytes]:
+  """`files` whose configs stop at `stop_ids` too; untouched where they do already.
+
+  Tuning teaches the end-of-turn token; a base model's configs name only its end-of-text token, and
+  generation reads one file or the other depending on the server.
+  """
+  out = dict(files)
+  for name in ("config.json", "generation_config.json"):
+    if name not in files:
+      continue
+    content = _json(name, files[name])
+    present = content.get("eos_token_id")
+    present = [] if present is None else present if isinstance(present, list) else [present]
+    absent = [int(i) for i in stop_ids if i not in present]
+    if absent:
+      ids = present + absent
+      out[name] = _dump(content | {"eos_token_id": ids if len(ids) > 1 else ids[0]}, files[name])
+  return out
+
+
+def with_dtype(files: Mapping[str, bytes], dtype: str) -> dict[str, bytes]:
+  """`files` whose config.json names the dtype of the exported weights."""
+  content = _json("config.json", files["config.json"])
+  # transformers 5 writes dtype and reads both; older ones know only torch_dtype.
+  keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["torch_dtype"]
+  if all(content.get(key) == dtype for key in keys):
+    return dict(files)
+  changed = content | {key: dtype for key in keys}
+  return dict(files) | {"config.json": _dump(changed, files["config.json"])}
+
+
+def _check_leaves(leaves: dict, cfg: DecoderConfig) -> None:
+  shapes = {
+      row.ours: row.shape if row.num_layers is None else (row.num_layers, *row.shape)
+      for row in table.rows(cfg)
+  }
+  wrong = set(shapes).symmetric_difference(leaves) or {
+      name for name, shape in shapes.items() if leaves[name].shape != shape
+  }
+  if wrong:
+    raise ValueError(f"parameters do not belong to this config: {sorted(wrong)}")
+
+
+def _target_layout(sources, cfg, dtypes, source_layout, max_shard_bytes) -> hf_files.Layout:
+  shapes = {name: row.their_shape for name, (row, _) in sources.items()}
+  of_source = source_layout.tensors() if source_layout else {}
+  if cfg.tied and table.HEAD in of_source:
+    shapes[table.HEAD] = shapes[table.EMBEDDING]
+  if isinstance(dtypes, str):
+    dtypes = dict.fromkeys(shapes, dtypes)
+  for name in shapes:
+    if dtypes[name] not in READABLE:
+      raise UserError(f"dtype {dtypes[name]!r} of {name}: one of {', '.join(READABLE)} is expected.")
+  wanted = {name: (shape, dtypes[name]) for name, shape in shapes.items()}
+  if wanted == {name: (t.shape, t.dtype) for name, t in of_source.items()}:
+    return source_layout
+  return hf_files.plan_layout(
+      [(name, dtype, shape) for name, (shape, dtype) in wanted.items()], max_shard_bytes)
+
+
+@contextlib.contextmanager
+def _new_folder(out: pathlib.Path, num_bytes: int):
+  """A temporary folder beside `out` that becomes `out`; None in all processes but the first."""
+  writer = jax.process_index() == 0
+  folder, failure = None, None
+  if writer:
+    try:
+      folder = _make_folder(out, num_bytes)
+    except UserError as e:
+      failure = e
+  _agree(failure, out)
+  try:
+    yield folder
+    if folder:
+      hf_files.sync_folder(folder)
+      os.rename(folder, out)  # replaces an empty folder, never a full one
+      hf_files.sync_folder(out.parent)
+  except OSError as e:
+    raise UserError(f"{out}: cannot write the export: {e}.") from e
+  finally:
+    if folder and folder.exists():
+      shutil.rmtree(folder)
+  _agree(None, out)
+
+
+def _make_folder(out: pathlib.Path, num_bytes: int) -> pathlib.Path:
+  if out.exists() and not out.is_dir():
+    raise UserError(f"{out}: is a file; name a new folder for the export.")
+  if out.is_dir() and any(out.iterdir()):
+    raise UserError(
+        f"{out}: is not empty, and old shards beside new ones would be read as one model. Name a new "
+        "folder for the export, or empty this one.")
+  folder = out.parent / f".{out.name}.partial-{os.getpid()}"
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if free < num_bytes:
+      raise UserError(
+          f"{out}: the export takes {num_bytes:,} bytes, {free:,} are free there. Make room, or name a "
+          "folder elsewhere.")
+    folder.mkdir()
+  except OSError as e:
+    raise UserError(f"{out}: cannot create the export's folder: {e}.") from e
+  return folder
+
+
+def _agree(failure: UserError | None, out) -> None:
+  """All processes go on, or all stop: one that stopped alone would leave the others waiting."""
+  failed = failure is not None
+  if jax.process_count() > 1:
+    failed = bool(np.any(multihost_utils.process_allgather(np.array([failed]))))
+  if failed:
+    raise failure or UserError(f"{out}: the first process cannot write there; its message says why.")
+
+
+def _shard(folder, file: str, header: str):
+  return hf_files.open_shard(folder / file, header) if folder else contextlib.nullcontext()
+
+
+def _to_host(leaf, layer: int | None) -> np.ndarray | None:
+  """A parameter, or one layer of it, on the first process's host; a collective when it is spread out."""
+  if isinstance(leaf, np.ndarray):
+    return leaf if layer is None else leaf[layer]
+  with jax.transfer_guard("allow"):
+    if layer is not None:
+      leaf = _layer_of(leaf, np.int32(layer))
+    if not leaf.is_fully_addressable:
+      # Waited for everywhere: a process that runs ahead holds several whole tensors on its devices,
+      # and collectives of several programs at once can lock each other out.
+      leaf = jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec())).block_until_ready()
+    return np.asarray(leaf) if jax.process_index() == 0 else None
+
+
+@jax.jit
+def _layer_of(stacked, layer):
+  return jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
+
+
+def _cast(array: np.ndarray, tensor: hf_files.Tensor) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    cast = array.astype(hf_files.DTYPES[hf_files.CODES[tensor.dtype]])
+  if np.isfinite(cast).all():
+    return cast
+  if np.isfinite(array).all():
+    raise UserError(
+        f"{tensor.name} holds {np.abs(array).max():.3g}, beyond the range of {tensor.dtype}. Export "
+        "with --dtype bfloat16.")
+  raise UserError(f"{tensor.name} holds NaN or infinity: the run diverged. Export an earlier step.")
+
+
+def _write_files(folder: pathlib.Path, files: Mapping[str, bytes], layout: hf_files.Layout) -> None:
+  for name, content in _all_files(files, layout).items():
+    parts = pathlib.PurePosixPath(name).parts
+    assert ".." not in parts and not name.startswith("/"), name
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())
+
+
+def _verify(folder: pathlib.Path, files: Mapping[str, bytes], layout: hf_files.Layout) -> None:
+  """What stands on disk is what was meant: headers, index, sizes, and no file besides."""
+  written = hf_files.read_layout(folder)
+  assert written == layout, f"{folder}: the shards read back differ from what was written"
+  found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+  assert found == {*layout.headers, *_all_files(files, layout)}, found
+  for name, content in _all_files(files, layout).items():
+    assert (folder / name).read_bytes() == content, f"{folder / name} differs from what was written"
+
+
+def _all_files(files, layout) -> dict[str, bytes]:
+  index = {} if layout.index is None else {hf_files.INDEX_FILE: layout.index.encode()}
+  return {**files, **index}
+
+
+def _json(name: str, content: bytes) -> dict:
+  try:
+    return json.loads(content)
+  except ValueError as e:
+    raise UserError(f"{name}: not readable as JSON: {e}.") from e
+
+
+def _dump(content: dict, like: bytes) -> bytes:
+  text = json.dumps(content, indent=2, ensure_ascii=False)
+  return (text + ("\n" if like.endswith(b"\n") else "")).encode()

@@ -1,0 +1,171 @@
+"""The model a run starts from: a Hugging Face folder, here or on the hub, and its copy in a workdir."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+
+from mlit_jax.errors import UserError
+from mlit_jax.model.config import from_hf
+from mlit_jax.weights import hf_files
+
+# What an export must carry besides the weights. Licences ask to travel with them.
+KEPT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",  # sentencepiece
+    "chat_template.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY.md",
+)
+WEIGHT_FILES = ("*.safetensors", hf_files.INDEX_FILE)
+# A second copy of the weights that some repositories carry in their trainer's own format.
+SKIPPED_DOWNLOADS = ("original/*", "consolidated*", "onnx/*")
+BASE = "base"
+TENSORS_FILE = "tensors.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+  """All of a Hugging Face folder but the values of its weights."""
+
+  folder: pathlib.Path
+  config: dict
+  files: dict[str, bytes]  # what an export carries, byte for byte
+  layout: hf_files.Layout
+
+  @property
+  def dtypes(self) -> dict[str, str]:
+    """The dtype of each tensor."""
+    return {name: tensor.dtype for name, tensor in self.layout.tensors().items()}
+
+
+def read_source(path) -> ModelSource:
+  """The source at a local folder, or at a hub id ("owner/name" or "owner/name@revision")."""
+  folder = pathlib.Path(path).expanduser()
+  if not folder.is_dir():
+    if folder.exists():
+      raise UserError(f"model {str(path)!r} is a file; name the folder that holds it.")
+    folder = _download(str(path))
+  config = _read_config(folder / "config.json")
+  return ModelSource(folder, config, _read_kept_files(folder), hf_files.read_layout(folder))
+
+
+def save_source_copy(source: ModelSource, workdir) -> pathlib.Path:
+  """Keeps all but the weights under workdir/base, so that an export never needs the source again.
+
+  A copy that is there already must be of the same source. One process should call this.
+  """
+  target = pathlib.Path(workdir) / BASE
+  if target.exists():
+    kept = load_source_copy(workdir)
+    if (kept.files, kept.layout) != (source.files, source.layout):
+      changed = sorted(
+          n for n in {*kept.files, *source.files} if kept.files.get(n) != source.files.get(n))
+      raise UserError(
+          f"{target}: is the copy of another base model (differs in {', '.join(changed) or 'its weights'}). "
+          f"Name another workdir, or the model this one began with ({source.folder} was given).")
+    return target
+  temporary = target.with_name(f".{BASE}.partial-{os.getpid()}")
+  try:
+    temporary.mkdir(parents=True)
+    layout = {"headers": dict(source.layout.headers), "index": source.layout.index}
+    for name, content in {**source.files, TENSORS_FILE: _dump(layout)}.items():
+      (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+      (temporary / name).write_bytes(content)
+    os.rename(temporary, target)
+  except OSError as e:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise UserError(f"{target}: cannot keep a copy of the base model's files: {e}.") from e
+  return target
+
+
+def load_source_copy(workdir) -> ModelSource:
+  """The source as save_source_copy kept it; its folder holds no weights."""
+  folder = pathlib.Path(workdir) / BASE
+  try:
+    kept = json.loads((folder / TENSORS_FILE).read_bytes())
+    layout = hf_files.Layout(kept["headers"], kept["index"])
+  except FileNotFoundError as e:
+    raise UserError(
+        f"{folder / TENSORS_FILE}: not found, so {workdir} is not the workdir of a run that began with a "
+        "Hugging Face model.") from e
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f"{folder / TENSORS_FILE}: damaged ({e}). Restore {folder} from a backup.") from e
+  return ModelSource(
+      folder, _read_config(folder / "config.json"), _read_kept_files(folder), layout)
+
+
+def _read_config(path: pathlib.Path) -> dict:
+  try:
+    config = json.loads(path.read_bytes())
+  except FileNotFoundError as e:
+    raise UserError(f"{path}: not found; a model folder holds config.json beside its weights.") from e
+  except ValueError as e:
+    raise UserError(f"{path}: not readable as JSON: {e}.") from e
+  if not isinstance(config, dict):
+    raise UserError(f"{path}: an object is expected, not {type(config).__name__}.")
+  if config.get("quantization_config"):
+    method = config["quantization_config"]
+    method = method.get("quant_method", method) if isinstance(method, dict) else method
+    raise UserError(
+        f"{path}: quantization_config ({method}): quantised weights cannot be tuned in full. Start from "
+        "the unquantised model.")
+  try:
+    from_hf(config)
+  except UserError as e:
+    raise UserError(f"{path}: {e}") from e
+  return config
+
+
+def _read_kept_files(folder: pathlib.Path) -> dict[str, bytes]:
+  paths = {p for pattern in KEPT_FILES for p in folder.glob(pattern) if p.is_file()}
+  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(paths)}
+
+
+def _download(path: str) -> pathlib.Path:
+  """The folder of a hub id in the cache, fetched if need be; config.json first, it may rule it out."""
+  repo, _, revision = path.partition("@")
+  if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
+    raise UserError(f"model {path!r}: no such folder, and not a hub id (owner/name).")
+  # Late: a run from a local folder needs no hub client.
+  import huggingface_hub
+  from huggingface_hub import constants, errors
+
+  wanted = [*KEPT_FILES, *WEIGHT_FILES]
+  try:
+    config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision or None)
+    _read_config(pathlib.Path(config))
+    return pathlib.Path(huggingface_hub.snapshot_download(
+        repo, revision=revision or None, allow_patterns=wanted, ignore_patterns=list(SKIPPED_DOWNLOADS)))
+  except errors.GatedRepoError as e:
+    raise UserError(
+        f"model {path!r}: access must be granted first: accept its terms at the hub, then log in with "
+        "`hf auth login`.") from e
+  except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:
+    raise UserError(
+        f"model {path!r}: no such folder here, and no such model or revision on the hub (a private one "
+        "needs `hf auth login`).") from e
+  except errors.RemoteEntryNotFoundError as e:
+    raise UserError(f"model {path!r}: its repository has no config.json.") from e
+  except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
+    raise UserError(
+        f"model {path!r}: no such folder here, and the hub cannot be reached. Looked for "
+        f"{', '.join(wanted)} in the cache {constants.HF_HUB_CACHE}. Fetch it where there is a network "
+        f"with `hf download {repo}` and copy that cache, or give the path of a local folder.") from e
+
+
+def _dump(value) -> bytes:
+  return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,165 @@
+import pathlib
+
+import pytest
+
+from mlit_jax.errors import UserError
+from mlit_jax.evals import fidelity
+from mlit_jax.evals.fidelity import LanguageDetector
+
+TWELVE = {
+  "ar": "يمكنك زيارة المتحف في الصباح لأن عدد الزوار يكون أقل في ذلك الوقت.",
+  "cs": "Nejlepší je přijít ráno, protože v muzeu bývá méně návštěvníků.",
+  "en": "It is best to visit the museum in the morning, when there are fewer people.",
+  "es": "Lo mejor es visitar el museo por la mañana, cuando hay menos gente.",
+  "et": "Muuseumi on kõige parem külastada hommikul, kui rahvast on vähem.",
+  "fi": "Museossa kannattaa käydä aamulla, koska silloin kävijöitä on vähemmän.",
+  "he": "כדאי לבקר במוזיאון בבוקר, כי אז יש בו פחות אנשים.",
+  "hi": "संग्रहालय सुबह देखना सबसे अच्छा है, क्योंकि तब वहाँ कम लोग होते हैं।",
+  "it": "Conviene visitare il museo di mattina, quando ci sono meno persone.",
+  "ru": "Лучше всего прийти в музей утром, когда посетителей меньше.",
+  "sw": "Ni vizuri kutembelea jumba la makumbusho asubuhi, wakati watu ni wachache.",
+  "zh": "最好早上去参观博物馆，因为那时候人比较少。",
+}
+
+SERBIAN = "Најбоље је да дођете ујутру, јер тада у музеју има мање људи."
+CROATIAN = "Najbolje je doći ujutro jer je tada u muzeju manje ljudi."
+INDONESIAN = "Sebaiknya Anda mengunjungi museum pada pagi hari karena pengunjungnya lebih sedikit."
+DANISH = "Det er bedst at besøge museet om morgenen, når der er færre mennesker."
+AMHARIC = "ሙዚየሙን ጠዋት መጎብኘት ይሻላል።"
+
+
+@pytest.fixture(scope="module")
+def detector():
+  return LanguageDetector(TWELVE)
+
+
+def test_each_language_is_right_for_itself_alone(detector):
+  langs = list(TWELVE)
+  for wanted in langs:
+    right = detector.fidelity(list(TWELVE.values()), [wanted] * len(langs))
+    assert [lang for lang, ok in zip(langs, right, strict=True) if ok] == [wanted]
+
+
+def test_detect_names_the_language(detector):
+  assert detector.detect(list(TWELVE.values())) == list(TWELVE)
+  assert detector.detect(["", "12:30 !?", "🙂"]) == [None, None, None]
+
+
+def test_answers_without_language_are_failures(detector):
+  empty = ["", " \n\t", "42", "3 + 4 = 7", "🙂🙂", "…", "?!"]
+  for lang in ("en", "zh", "ar"):
+    assert detector.fidelity(empty, [lang] * len(empty)) == [False] * len(empty)
+
+
+def test_code_and_addresses_do_not_decide(detector):
+  code = "```python\nfor line in open(path):\n  print(line.strip() or 'nothing to see here')\n```"
+  fi = (
+    f"Tässä on pyytämäsi ohjelma:\n{code}\nLisää: https://docs.python.org/3/library/functions.html"
+  )
+  assert detector.fidelity([fi, fi], ["fi", "en"]) == [True, False]
+  en = f"Ohjelma:\n{code}\nHere you see how the lines of a file are printed one after the other."
+  assert detector.fidelity([en], ["fi"]) == [False]
+
+
+def test_a_language_that_is_not_in_play_is_wrong():
+  german = "Am besten besucht man das Museum am Morgen, wenn weniger Leute da sind."
+  assert LanguageDetector(["en", "fi"]).fidelity([german, german], ["en", "fi"]) == [False, False]
+
+
+def test_one_language_needs_no_other():
+  assert LanguageDetector(["en"]).fidelity([TWELVE["en"], TWELVE["es"]], ["en"] * 2) == [
+    True,
+    False,
+  ]
+  alone = LanguageDetector(["sw"], guards=())
+  assert alone.fidelity([TWELVE["sw"], TWELVE["en"]], ["sw"] * 2) == [True, False]
+
+
+def test_close_pairs_count_within_their_group():
+  detector = LanguageDetector(["hr", "sr", "bs", "id", "ms", "no", "nb", "nn", "da", "en"])
+  for text, right, wrong in [
+    (CROATIAN, ["hr", "bs", "sr"], ["id", "en", "da"]),
+    (SERBIAN, ["sr"], ["hr", "bs", "en"]),  # the group's, but not in the letters of Croatian
+    (INDONESIAN, ["id", "ms"], ["en", "hr"]),
+    (DANISH, ["da", "no", "nb", "nn"], ["en", "id"]),
+  ]:
+    assert detector.fidelity([text] * len(right), right) == [True] * len(right), text
+    assert detector.fidelity([text] * len(wrong), wrong) == [False] * len(wrong), text
+
+
+def test_a_script_in_the_tag_is_asked_for():
+  detector = LanguageDetector(["sr", "sr-Latn", "sr-Cyrl"])
+  assert detector.fidelity([CROATIAN] * 3, ["sr", "sr-Latn", "sr-Cyrl"]) == [True, True, False]
+  assert detector.fidelity([SERBIAN] * 3, ["sr", "sr-Latn", "sr-Cyrl"]) == [True, False, True]
+
+
+def test_other_tags_of_the_same_language():
+  detector = LanguageDetector(["arb", "swh", "pt-BR", "zh-Hant", "fil"])
+  assert detector.fidelity([TWELVE["ar"], TWELVE["sw"]], ["arb", "swh"]) == [True, True]
+  texts = [
+    "É melhor visitar o museu de manhã.",
+    "最好早上去參觀博物館。",
+    "Mas mainam bumisita sa umaga.",
+  ]
+  assert detector.fidelity(texts, ["pt-BR", "zh-Hant", "fil"]) == [True, True, True]
+
+
+def test_a_script_of_its_own_decides_for_an_unknown_language():
+  detector = LanguageDetector(["am", "en"])
+  mixed = f"{AMHARIC} Of course the museum is also open in the afternoon."
+  answers = [AMHARIC, TWELVE["en"], mixed, "", "12"]
+  assert detector.fidelity(answers, ["am"] * 5) == [True, False, False, False, False]
+  assert detector.fidelity([AMHARIC], ["en"]) == [False]
+
+
+@pytest.mark.parametrize(
+  "langs, named",
+  [
+    (["ig", "en"], "'ig'"),
+    (["am", "ti"], "'am'"),
+    (["not a tag"], "'not a tag'"),
+    (["ne", "hi"], "'ne'"),
+  ],
+)
+def test_a_language_that_cannot_be_told_is_named(langs, named):
+  with pytest.raises(UserError) as e:
+    LanguageDetector(langs)
+  assert named in str(e.value)
+
+
+def test_a_language_that_was_not_announced_is_named(detector):
+  with pytest.raises(UserError, match="'de'"):
+    detector.fidelity(["Guten Tag"], ["de"])
+
+
+def test_models_are_shared_between_detectors(detector):
+  again = LanguageDetector(reversed(TWELVE))
+  assert fidelity._lingua_detector(again._known) is fidelity._lingua_detector(detector._known)
+
+
+def test_many_real_sentences(detector):
+  folder = pathlib.Path(__file__).parents[3] / "shared/data/ntrex128/NTREX-128"
+  if not folder.exists():
+    pytest.skip("NTREX-128 is not here")
+  files = dict(
+    ar="ref.arb",
+    cs="ref.ces",
+    en="src.eng",
+    es="ref.spa",
+    et="ref.est",
+    fi="ref.fin",
+    he="ref.heb",
+    hi="ref.hin",
+    it="ref.ita",
+    ru="ref.rus",
+    sw="ref.swa",
+    zh="ref.zho-CN",
+  )
+  for lang, name in files.items():
+    lines = (folder / f"newstest2019-{name}.txt").read_text("utf-8").splitlines()[5::20]
+    right = detector.fidelity(lines, [lang] * len(lines))
+    assert len(lines) > 90
+    assert sum(right) / len(right) > 0.95, (
+      lang,
+      [t for t, ok in zip(lines, right, strict=True) if not ok],
+    )

@@ -1,0 +1,162 @@
+import dataclasses
+import os
+
+COUNT = "xla_force_host_platform_device_count"
+if COUNT not in os.environ.get("XLA_FLAGS", ""):  # before JAX starts
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{COUNT}=8".strip()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+from mlit_jax import mesh as meshes  # noqa: E402
+from mlit_jax.batch import Batch, empty_batch  # noqa: E402
+from mlit_jax.errors import UserError  # noqa: E402
+from mlit_jax.mesh import make_mesh  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eight_devices():
+  assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize(
+  "sizes, shape",
+  [
+    (dict(), (1, 8, 1)),
+    (dict(tensor=2), (1, 4, 2)),
+    (dict(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
+    (dict(data=2, fsdp=4), (2, 4, 1)),
+    (dict(data=1, fsdp=1, tensor=-1), (1, 1, 8)),
+    (dict(data=8, fsdp=-1), (8, 1, 1)),
+  ],
+)
+def test_mesh_sizes(sizes, shape):
+  mesh = make_mesh(**sizes)
+  assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
+  assert meshes.batch_shards(mesh) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    dict(tensor=3),
+    dict(data=-1, fsdp=-1),
+    dict(data=2, fsdp=2, tensor=1),
+    dict(fsdp=16),
+    dict(fsdp=0),
+    dict(data=-2, fsdp=-1, tensor=-4),
+    dict(data=-2, fsdp=-4),
+  ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes):
+  with pytest.raises(UserError) as e:
+    make_mesh(**sizes)
+  assert "does not fit 8 devices" in str(e.value) and "mesh.fsdp" in str(e.value)
+
+
+def test_some_devices_only():
+  assert make_mesh(devices=jax.devices()[:1]).shape == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+def test_rules():
+  assert meshes.spec(("embed", "mlp")) == P("fsdp", "tensor")
+  assert meshes.spec(("layers", "embed", "kv_heads", "head_dim")) == P(None, "fsdp", "tensor", None)
+  assert meshes.spec(("batch", "length", "width")) == P(("data", "fsdp"), None, None)
+  assert meshes.spec(("batch", "length")) == meshes.BATCH_SPEC
+  with pytest.raises(KeyError):
+    meshes.spec(("embed", "mlpp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  shape: tuple
+  axes: tuple
+
+
+def test_parameters_are_cut_where_the_mesh_divides_them_and_whole_where_not():
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
+  specs = {
+    "attn": {"k_DKH": Spec((16, 4, 8), ("embed", "kv_heads", "head_dim"))},
+    "one": Spec((16, 1, 8), ("embed", "kv_heads", "head_dim")),  # a single kv head over tensor=2
+    "odd": Spec((15, 6), ("embed", "mlp")),
+  }
+  shardings = meshes.param_shardings(specs, mesh)
+  assert shardings["attn"]["k_DKH"].spec == P("fsdp", "tensor", None)
+  assert shardings["one"].spec == P("fsdp", None, None)
+  assert shardings["odd"].spec == P(None, "tensor")
+  assert shardings["odd"].shard_shape((15, 6)) == (15, 3)
+
+
+class ProcessView:
+  """A NamedSharding as process `rank` of several sees it, each with its part of the devices in a row."""
+
+  rank, processes = 0, 1
+
+  def __init__(self, mesh, spec):
+    self.whole = jax.sharding.NamedSharding(mesh, spec)
+
+  def addressable_devices_indices_map(self, shape):
+    mine = np.array_split(np.array(jax.devices()), self.processes)[self.rank]
+    return {d: i for d, i in self.whole.devices_indices_map(shape).items() if d in set(mine)}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+@pytest.mark.parametrize("sizes", [dict(), dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(data=2, fsdp=1, tensor=4)])
+def test_rows_of_all_processes_are_the_batch_in_order(monkeypatch, sizes, processes):
+  mesh = make_mesh(**sizes)
+  shards = meshes.batch_shards(mesh)
+  monkeypatch.setattr(meshes, "NamedSharding", ProcessView)
+  monkeypatch.setattr(ProcessView, "processes", processes)
+  parts = []
+  for rank in range(processes):
+    monkeypatch.setattr(ProcessView, "rank", rank)
+    parts.append(list(range(24))[meshes.process_rows(mesh, 24)])
+  # Processes of one shard (tensor across processes) bring the same rows.
+  distinct = [part for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]]
+  assert [row for part in distinct for row in part] == list(range(24))
+  assert len(distinct) == min(processes, shards)
+
+
+def made_batch(rows, length):
+  batch = empty_batch(rows, length)
+  for k, field in enumerate(dataclasses.fields(Batch)):
+    getattr(batch, field.name)[:] = np.arange(rows * length).reshape(rows, length) + 1000 * k
+  return batch
+
+
+def test_a_batch_comes_whole_to_the_mesh_with_its_rows_in_place():
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
+  batch = made_batch(8, 5)
+  on_mesh = meshes.put_batch(batch, mesh, 8)
+  for field in dataclasses.fields(Batch):
+    there, here = getattr(on_mesh, field.name), getattr(batch, field.name)
+    assert there.dtype == here.dtype and there.sharding.spec == meshes.BATCH_SPEC
+    np.testing.assert_array_equal(there, here)
+    for shard in there.addressable_shards:
+      assert shard.data.shape == (2, 5)
+      np.testing.assert_array_equal(shard.data, here[shard.index])
+
+
+def test_constrain_follows_the_rules_and_is_nothing_without_a_mesh():
+  x = jnp.arange(8.0 * 4 * 6).reshape(8, 4, 6)
+  assert meshes.constrain(x, "batch", "length", "width") is x
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
+  with jax.set_mesh(mesh):
+    activations = jax.jit(lambda x: meshes.constrain(x, "batch", "length", "mlp"))(x)
+    unfit = jax.jit(lambda x: meshes.constrain(x, "batch", "length", "mlp"))(x[:, :, :5])
+  assert activations.sharding.is_equivalent_to(jax.NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")), 3)
+  assert unfit.sharding.is_equivalent_to(jax.NamedSharding(mesh, P(("data", "fsdp"), None, None)), 3)
+  np.testing.assert_array_equal(activations, x)
+
+
+def test_gather_undoes_fsdp_and_keeps_tensor():
+  mesh = make_mesh(fsdp=4, tensor=2)
+  sharding = jax.NamedSharding(mesh, meshes.spec(("embed", "mlp")))
+  w_DF = jax.device_put(jnp.arange(8.0 * 6).reshape(8, 6), sharding)
+  with jax.set_mesh(mesh):
+    gathered = jax.jit(lambda w: meshes.gather(w, ("embed", "mlp")))(w_DF)
+  assert gathered.sharding.shard_shape((8, 6)) == (8, 3)
+  np.testing.assert_array_equal(gathered, w_DF)

@@ -1,0 +1,93 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from mlit_jax.model.config import DecoderConfig
+from mlit_jax.weights import table
+
+SIZES = {"N": 4, "H": 3, "D": 5}
+
+
+def row(text):
+  pattern = table.parse(text)
+  return table.Row("x", "x", pattern, tuple(SIZES[axis] for axis in pattern.ours), None)
+
+
+def test_a_pattern_names_the_same_element_on_both_sides():
+  """Worked: q_proj row 7 of "(N H) D" is head 2, element 1 of that head (7 = 2 * 3 + 1)."""
+  theirs = np.arange(60).reshape(12, 5)
+  r = row("(N H) D -> D N H")
+  ours = table.read_slice(theirs, r, [slice(None)] * 3)
+  assert ours.shape == (5, 4, 3) and ours[4, 2, 1] == theirs[7, 4]
+  theirs = np.arange(60).reshape(5, 12)
+  ours = table.read_slice(theirs, row("D (N H) -> N H D"), [slice(None)] * 3)
+  assert ours.shape == (4, 3, 5) and ours[2, 1, 4] == theirs[4, 7]
+
+
+@pytest.mark.parametrize("text", ["(N H) D -> D N H", "D (N H) -> N H D", "N D -> D N", "(N H) -> N H"])
+def test_slices_are_cut_from_the_whole_and_export_undoes_import(text):
+  r = row(text)
+  theirs = np.arange(np.prod(r.their_shape)).reshape(r.their_shape)
+  whole = table.read_slice(theirs, r, [slice(None)] * len(r.shape))
+  np.testing.assert_array_equal(table.to_theirs(whole, r), theirs)
+  for cut in itertools.product([slice(None), slice(1, 3), slice(2, 3)], repeat=len(r.shape)):
+    np.testing.assert_array_equal(table.read_slice(theirs, r, cut), whole[cut])
+
+
+class Recorder:
+  """Stands for a memory map and remembers which part was asked for."""
+
+  def __init__(self, array):
+    self.array, self.read = array, 0
+
+  def __getitem__(self, index):
+    self.read += self.array[index].size
+    return self.array[index]
+
+
+@pytest.mark.parametrize(
+    "text, cut, elements",
+    [
+        ("(N H) D -> D N H", (slice(1, 3), slice(2, 3), slice(None)), 2 * 3),
+        ("D (N H) -> N H D", (slice(0, 2), slice(None), slice(4, 5)), 6),
+        ("(N H) D -> D N H", (slice(0, 1), slice(None), slice(1, 2)), 12),  # H cut: all heads are read
+        ("N D -> D N", (slice(0, 1), slice(3, 4)), 1),
+    ],
+)
+def test_only_the_slice_is_read(text, cut, elements):
+  r = row(text)
+  theirs = Recorder(np.zeros(r.their_shape))
+  table.read_slice(theirs, r, cut)
+  assert theirs.read == elements
+
+
+def config(**changes):
+  sizes = dict(family="llama", vocab_size=7, d_model=4, num_layers=2, num_heads=2, num_kv_heads=1,
+               head_dim=2, d_ff=6)
+  return DecoderConfig(**(sizes | changes))
+
+
+ALL = dict(tied=False, qk_norm=True, attn_bias=True)
+
+
+def test_every_row_is_used_and_every_name_is_one_tensor():
+  used = {r.ours for post in (False, True) for r in table.rows(config(post_norms=post, **ALL))}
+  assert used == {ours for ours, _, _ in table.TABLE + table.PRE_NORMS + table.PRE_AND_POST_NORMS}
+  for post in (False, True):
+    rows = table.rows(config(post_norms=post, **ALL))
+    names = [name for r in rows for name in r.names()]
+    assert len(set(names)) == len(names) and set(names) == set(table.tensors_of(config(post_norms=post, **ALL)))
+
+
+def test_a_parameter_without_a_row_is_an_error(monkeypatch):
+  monkeypatch.setattr(table, "TABLE", [r for r in table.TABLE if r[0] != "blocks/mlp/up_DF"])
+  with pytest.raises(AssertionError, match="no row.*blocks/mlp/up_DF"):
+    table.rows(config())
+
+
+def test_tensors_come_in_the_order_of_a_forward_pass():
+  names = list(table.tensors_of(config(tied=False)))
+  assert names[0] == table.EMBEDDING and names[-2:] == ["model.norm.weight", table.HEAD]
+  layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
+  assert layers == sorted(layers)

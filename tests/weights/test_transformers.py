@@ -1,0 +1,170 @@
+"""Our decoder and the one of transformers are the same function, before tuning and after an export."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch  # noqa: E402
+
+from mlit_jax.errors import UserError  # noqa: E402
+from mlit_jax.model import decoder  # noqa: E402
+from mlit_jax.model.config import from_hf  # noqa: E402
+from mlit_jax.weights import load, save, source, table  # noqa: E402
+from tests import families  # noqa: E402
+
+# Beyond the windows (3 and 4) and beyond the 16 positions of the scaled RoPEs.
+TOKENS_BT = np.random.default_rng(0).integers(0, families.VOCAB_SIZE, (2, 60), np.int32)
+
+
+def our_logits(params, cfg, tokens_BT):
+  positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+  run = jax.jit(decoder.apply, static_argnums=1)
+  return np.asarray(run(params, cfg, tokens_BT, positions_BT, jnp.ones(tokens_BT.shape, jnp.int32)))
+
+
+def assert_same_logits(ours_BTV, theirs_BTV):
+  assert ours_BTV.shape == theirs_BTV.shape
+  # The logits must differ from token to token for their agreement to mean anything.
+  assert theirs_BTV.std(axis=-1).min() > 0.3 and theirs_BTV.std(axis=1).min() > 0.1
+  np.testing.assert_allclose(ours_BTV, theirs_BTV, rtol=0, atol=1e-4 * np.abs(theirs_BTV).max())
+
+
+def read(folder):
+  s = source.read_source(folder)
+  cfg = from_hf(s.config)
+  return s, cfg, load.load_params(folder, cfg)
+
+
+@pytest.mark.parametrize("variant", families.VARIANTS)
+def test_logits_are_those_of_transformers(tmp_path, variant):
+  model = families.make_model(tmp_path, variant)
+  _, cfg, params = read(tmp_path)
+  assert cfg.tied == families.VARIANTS[variant]["tie_word_embeddings"]
+  assert cfg.vocab_size > 261  # the tokenizer's: the rest is padding, and is kept
+  assert_same_logits(our_logits(params, cfg, TOKENS_BT), families.hf_logits(model, TOKENS_BT))
+
+
+# config.json as the hub has it (written by transformers 4), where RoPE stands under other keys.
+PUBLISHED = {
+    "llama": dict(
+        rope_parameters=None, dtype=None, torch_dtype="float32", rope_theta=10_000.0,
+        rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                      "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
+    "llama_plain": dict(rope_parameters=None, rope_theta=500_000.0, head_dim=None),
+    "qwen3": dict(
+        rope_parameters=None, rope_theta=1e6, rope_scaling=None, layer_types=None,
+        use_sliding_window=False, sliding_window=None, max_window_layers=28),
+    "gemma3_text": dict(
+        rope_parameters=None, layer_types=None, sliding_window_pattern=6, rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0, rope_scaling={"rope_type": "linear", "factor": 8.0},
+        tie_word_embeddings=None),
+}
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_configs_as_published_are_read_alike(tmp_path, variant):
+  model = families.make_model(tmp_path, variant)
+  new = from_hf(source.read_source(tmp_path).config)
+  families.edit_config(tmp_path, **PUBLISHED[variant])
+  _, cfg, params = read(tmp_path)
+  assert cfg == new
+  theirs_BTV = families.hf_logits(families.load_model(tmp_path), TOKENS_BT)
+  np.testing.assert_array_equal(theirs_BTV, families.hf_logits(model, TOKENS_BT))
+  assert_same_logits(our_logits(params, cfg, TOKENS_BT), theirs_BTV)
+
+
+@pytest.mark.parametrize(
+    "variant, changes",
+    [
+        ("llama", {"attention_bias": True}),
+        ("llama", {"mlp_bias": True}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
+        ("gemma3_text", {"attn_logit_softcapping": 2.0}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}}),
+    ],
+)
+def test_what_we_would_compute_otherwise_is_refused(tmp_path, variant, changes):
+  config = families.random_model(variant).config.to_dict() | changes
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match="not supported") as e:
+    source.read_source(tmp_path)
+  assert str(tmp_path / "config.json") in str(e.value)
+
+
+def bytes_of(folder):
+  paths = (p for p in pathlib.Path(folder).rglob("*") if p.is_file())
+  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shard_size", ["1GB", "40KB"])
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "gemma3_text"])
+def test_export_of_import_is_the_source_byte_for_byte(tmp_path, variant, dtype, shard_size):
+  families.make_model(tmp_path / "in", variant, dtype=dtype, max_shard_size=shard_size)
+  s, cfg, params = read(tmp_path / "in")
+  assert (len(s.layout.headers) > 1) == (shard_size == "40KB")
+  save.save_folder(params, cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes, layout=s.layout)
+  assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "in")
+
+
+def tuned(params, seed=1):
+  """Every parameter moved, each by its own noise."""
+  rng = np.random.default_rng(seed)
+  return table.unflatten({
+      name: a + 0.05 * np.asarray(a).std() * rng.standard_normal(a.shape, np.float32)
+      for name, a in table.flatten(params).items()})
+
+
+def greedy(params, cfg, prompt, steps):
+  """The plain loop: the whole row again for every token."""
+  row = np.zeros((1, len(prompt) + steps), np.int32)
+  row[0, : len(prompt)] = prompt
+  for t in range(len(prompt), row.shape[1]):
+    row[0, t] = our_logits(params, cfg, row)[0, t - 1].argmax()
+  return row[0, len(prompt) :].tolist()
+
+
+SCRIPTS = "Hello, नमस्ते दुनिया, مرحبا بالعالم, 你好世界, สวัสดี 🌍 Grüße"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", ["llama", "llama_tied", "qwen3", "gemma3_text"])
+def test_transformers_computes_what_the_tuned_model_does(tmp_path, variant, dtype):
+  import transformers
+
+  families.make_model(tmp_path / "in", variant)
+  s, cfg, params = read(tmp_path / "in")
+  params = tuned(params)
+  dtypes = s.dtypes
+  if dtype == "bfloat16":
+    # Rounded beforehand, so that what remains to compare is the export.
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), params)
+    dtypes = "bfloat16"
+  files = save.with_dtype(s.files, dtype)
+  out = save.save_folder(params, cfg, tmp_path / "out", files=files, dtypes=dtypes, layout=s.layout)
+  model = families.load_model(out)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  prompt = tokenizer.apply_chat_template(
+      [{"role": "user", "content": SCRIPTS}], add_generation_prompt=True, return_dict=False)
+  assert len(prompt) > 80
+  prompt_BT = np.array([prompt], np.int32)
+  assert_same_logits(our_logits(params, cfg, prompt_BT), families.hf_logits(model, prompt_BT))
+  theirs = model.generate(
+      torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)[0, len(prompt) :]
+  continuation = greedy(params, cfg, prompt, 12)
+  assert continuation == theirs.tolist()
+  assert len(set(continuation)) > 2
+  auto = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+  assert auto.dtype == getattr(torch, dtype)
