@@ -34,7 +34,7 @@ def get_config():
   t.template_kwargs = {"enable_thinking": False}  # handed to the template
   t.date = "2024-07-26"  # what a template that prints today's date is told, so that rows never change
 
-  c.data = d = ConfigDict(convert_dict=False)
+  c.data = d = ConfigDict(convert_dict=False, type_safe=False)  # train may be a list; load_config looks at types
   d.train = {}  # {language: [files]} or [files whose rows carry `lang`]; globs allowed
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
   d.max_repeats = 1  # how often one row may stand in one epoch
@@ -70,7 +70,7 @@ def get_config():
   e.top_p = 1.0
 
   c.checkpoint = k = ConfigDict(convert_dict=False)
-  k.every_steps = 100  # the last step is always saved
+  k.every_steps = 100  # evaluated steps (if keep_best) and the last one are saved too
   k.keep_latest = 2
   k.keep_best = 1
   k.best = ""  # "<set>/<language, mean or worst>/<metric>", e.g. "heldout/mean/loss"; "": mean loss of the first set

@@ -68,8 +68,10 @@ def _run_config_file(path: Path) -> ConfigDict:
   except (AttributeError, KeyError) as e:  # a locked ConfigDict refuses a new key; its text names the nearest
     known = _misspelt(str(e))
     raise UserError(f"--config {path}: {known}") from e
-  except (TypeError, SyntaxError, ImportError) as e:
-    raise UserError(f"--config {path}: {type(e).__name__}: {e}") from e
+  except UserError:
+    raise
+  except Exception as e:  # whatever the user's file does, the fault is in it
+    raise UserError(f"--config {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
   if not isinstance(config, ConfigDict):
     raise UserError(f"--config {path}: get_config() returns {type(config).__name__}, not a ConfigDict")
   return config

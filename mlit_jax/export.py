@@ -41,7 +41,8 @@ def run(root: Path, step: str, out: Path, dtype: str) -> None:
   terminal = Terminal(shown=runtime.is_main())
   model = open_workdir(root, step, single_device_mesh())
   files = save.with_stop_ids(model.files, model.tokenizer.stop_ids)
-  files["README.md"] = _card(root)
+  if (root / "README.md").exists():  # written when a run ends
+    files["README.md"] = (root / "README.md").read_bytes()
   if dtype:
     files = save.with_dtype(files, dtype)
   with terminal.bar(1, what="export") as bar:
@@ -49,7 +50,7 @@ def run(root: Path, step: str, out: Path, dtype: str) -> None:
       model.params,
       model.cfg,
       out,
-      files={name: content for name, content in files.items() if content},
+      files=files,
       dtypes=dtype or model.dtypes,
       layout=None if dtype else model.layout,
       progress=lambda done, total: bar.update(done / total),
@@ -57,11 +58,6 @@ def run(root: Path, step: str, out: Path, dtype: str) -> None:
   size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
   terminal.line(f"{model.name} -> {out}  {size / 1e6:,.1f} MB, load it with transformers:")
   terminal.line(f'  AutoModelForCausalLM.from_pretrained("{out}")')
-
-
-def _card(root: Path) -> bytes:
-  path = root / "README.md"
-  return path.read_bytes() if path.exists() else b""
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def read_prompts(path: Path) -> Iterator[dict]:
   """Rows with id, lang and messages; UserError for a line that is not such a row."""
   if not path.is_file():
     raise UserError(f"--prompts {path}: no such file")
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+  # At \n only: splitlines would cut a prompt at U+2028.
+  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
     if not line.strip():
       continue
     try:

@@ -33,7 +33,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
   free = [name for name, size in sizes.items() if size == -1]
   known = int(np.prod([size for size in sizes.values() if size != -1]))
-  if len(free) > 1 or known < 1 or len(devices) % known or (not free and known != len(devices)):
+  wrong = min(sizes.values()) < -1 or known < 1  # -2 * -2 would pass for 4
+  if len(free) > 1 or wrong or len(devices) % known or (not free and known != len(devices)):
     raise UserError(
       f"mesh {sizes} does not fit {len(devices)} devices. "
       "The product of mesh.data, mesh.fsdp and mesh.tensor must be their number; one of them may be -1."

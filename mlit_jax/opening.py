@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from mlit_jax import mesh as meshes
-from mlit_jax.data.tokenizer import Tokenizer
+from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf
@@ -52,7 +52,7 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
   cfg = from_hf(hf)
   number = resolve_step(root / "checkpoints", step, lower_is_better=_lower_is_better(config))
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
-  with Checkpoints(root / "checkpoints") as checkpoints:
+  with Checkpoints(root / "checkpoints", read_only=True) as checkpoints:
     params = checkpoints.restore_params(number, abstract_like(decoder.param_shapes(cfg), shardings))
   # A tokenizer that the config names replaces the base model's; its files are kept with the run.
   t = config["tokenizer"]
@@ -63,7 +63,9 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
   )
   if (root / "base" / source.TENSORS_FILE).exists():
     base = source.load_source_copy(root)
-    files, dtypes, layout = base.files | tokenizer.files, base.dtypes, base.layout
+    # Whole tokenizers: one file of the base's left beside another tokenizer would be read by someone.
+    kept = {name: content for name, content in base.files.items() if name not in TOKENIZER_FILES}
+    files, dtypes, layout = kept | tokenizer.files, base.dtypes, base.layout
   else:
     files = {name: (root / "base" / name).read_bytes() for name in ("config.json", "generation_config.json")}
     files, dtypes, layout = files | tokenizer.files, "float32", None

@@ -107,15 +107,20 @@ def locked(workdir: Path, *, exclusive: bool = True):
 
 
 class StopSignal:
-  """Set by SIGTERM, SIGINT or SIGUSR1; the second signal ends the process at once."""
+  """Set by SIGTERM, SIGINT or SIGUSR1; the second signal ends the process at once.
+
+  Among several processes SIGTERM belongs to JAX, which lets all agree on one step; the other two are
+  passed on as SIGTERM.
+  """
 
   def __init__(self):
     self.name = ""
 
   def __enter__(self):
-    self.before = {
-      s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    }
+    alone = jax.process_count() == 1
+    ours = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    self.before = {s: signal.signal(s, self._handle) for s in (ours if alone else ours[1:])}
+    self.alone = alone
     return self
 
   def __exit__(self, *_):
@@ -126,10 +131,12 @@ class StopSignal:
     if self.name:
       os._exit(128 + number)
     self.name = signal.Signals(number).name
+    if not self.alone:
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def agreed(self, step: int) -> bool:
     """Whether to stop at this step; all processes get the same answer."""
-    if jax.process_count() == 1:
+    if self.alone:
       return bool(self.name)
     from jax.experimental import multihost_utils
 

@@ -10,6 +10,7 @@ The same command again goes on where the run stopped. Exit codes: 0 done, 2 some
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 
@@ -32,8 +33,13 @@ from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf, from_scratch, to_hf
-from mlit_jax.training import card, console, flops, workdir
-from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
+from mlit_jax.training import card, console, flops, report, workdir
+from mlit_jax.training.checkpoint import (
+  LOWER_IS_BETTER,
+  Checkpoints,
+  abstract_like,
+  prefers_lower,
+)
 from mlit_jax.training.loop import Run, train
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from mlit_jax.training.step import State, make_train_step, state_shardings
@@ -68,9 +74,14 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     sets = open_eval_sets(c, tokenizer)
     cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
     check_vocabulary(cfg, tokenizer)
+    if base:
+      load.check_names(base.folder, cfg)
     mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     check_mesh(c, mesh)
     ledger = ledgers.make_ledger(rows, encoded, plan, mixture=c.data.mixture, seed=c.seed)
+    workdir.check_plan(root, plan.hash)
+    job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal)
+    # All is checked that can be: from here on, files are written.
     workdir.write_config(root, c)
     workdir.keep_ledger(root, ledger)
     terminal.table(card.plan_table(ledger))
@@ -87,7 +98,6 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
         pad_id=tokenizer.pad_id,
       )
       workdir.keep_base(root, hf, tokenizer)
-    job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal)
     job.run(base)
 
 
@@ -107,6 +117,7 @@ class Job:
     self.param_shardings = meshes.param_shardings(self.specs, mesh)
     self.shardings = state_shardings(self.optimizer, self.param_shardings, self.shapes, mesh)
     self.best_metric = c.checkpoint.best or (f"{sets[0].name}/mean/loss" if sets else "")
+    check_best(self.best_metric, sets)
     self.evaluator = Evaluator(
       cfg,
       mesh,
@@ -120,7 +131,6 @@ class Job:
       dtype=self.dtype,
       languages=[lang for lang, count in plan.counts.items() if count],
     )
-    self.summaries: dict[int, dict] = {}
 
   def run(self, base) -> None:
     """Restore or begin, train, evaluate, and write what the run leaves behind."""
@@ -135,8 +145,10 @@ class Job:
       state, trained = self.restore_or_begin(base)
       first = int(state.step)
       self.log_parameters()
-      if c.eval.at_start and first == 0:
-        self.evaluate(0, state.params)
+      every = c.eval.every_steps
+      due = first % every == 0 if first and every else c.eval.at_start and first == 0
+      if due and not (first and workdir.read_evaluation(self.root, first)):
+        self.evaluate(first, state.params)  # the first, or the one that a signal to stop left out
       loop = Run(
         mesh=self.mesh,
         languages=self.encoded.languages,
@@ -172,9 +184,8 @@ class Job:
         log_every=c.log.every_steps,
       )
       state = train(loop, state)
-      metric = self.evaluate(plan.steps, state.params)
       if checkpoints.latest() != plan.steps:
-        self.save(state, trained, metric)
+        self.save(state, trained, self.evaluate(plan.steps, state.params))
       checkpoints.wait()
     self.finish(trained)
 
@@ -214,7 +225,6 @@ class Job:
     if not self.evaluator.sets:
       return None
     figures, records = self.evaluator.run(params)
-    self.summaries[step] = figures
     flat = summary.flatten(figures)
     if runtime.is_main():
       summary.write_evaluation(
@@ -223,7 +233,7 @@ class Job:
     workdir.log(self.root, step, flat)
     for name, by_lang in figures.items():
       self.terminal.line(card.eval_line(step, self.plan.steps, name, by_lang))
-    return flat.get(f"eval/{self.best_metric}") if self.best_metric else None
+    return flat[f"eval/{self.best_metric}"] if self.c.checkpoint.keep_best else None
 
   def save(self, state: State, trained: dict, metric: float | None) -> None:
     meta = {"step": int(state.step), "plan": self.plan.hash, "trained": trained}
@@ -245,12 +255,13 @@ class Job:
     ledger = ledgers.with_trained(self.ledger, trained)
     workdir.keep_ledger(self.root, ledger)
     self.terminal.table(card.ledger_table(ledger))
-    before = workdir.first_evaluation(self.root)
-    last = self.summaries.get(self.plan.steps, {})
+    before = workdir.read_evaluation(self.root, 0)
+    last = workdir.read_evaluation(self.root, self.plan.steps)
     for name in last:
       self.terminal.table(summary.table(last, name))
     if runtime.is_main():
       card.write_card(self.root, self.c, ledger, before, last)
+      report.write_report(self.root)
     wrong = ledgers.differences(ledger)
     assert not wrong, f"the run did not train on what the plan says: {'; '.join(wrong)}"
     self.terminal.line(f"\nchat    python -m mlit_jax.generate --model {self.root}")
@@ -296,6 +307,23 @@ def check_mesh(c, mesh) -> None:
     raise UserError(
       f"batch.rows {c.batch.rows} / batch.microbatches {c.batch.microbatches} is not a multiple of the "
       f"{shards} shards of the batch (mesh.data * mesh.fsdp); change one of them"
+    )
+
+
+def check_best(metric: str, sets: list[EvalSet]) -> None:
+  """Whether the evaluations will have the figure that `checkpoint.best` goes by."""
+  known = [
+    f"{s.name}/{lang}/{name}"
+    for s in sets
+    for lang in (*s.encoded.languages, summary.MEAN, summary.WORST)
+    for name in summary.METRICS
+    if s.questions or name in LOWER_IS_BETTER
+  ]
+  if metric and metric not in known:
+    near = difflib.get_close_matches(metric, known, n=1, cutoff=0)
+    raise UserError(
+      f"checkpoint.best is {metric!r}, which no evaluation measures; it must be <set>/<language>/<metric>"
+      + (f", such as {near[0]!r}" if near else ", and eval.sets is empty")
     )
 
 

@@ -1,6 +1,6 @@
 """Tiny random models of the three families, made and saved by transformers itself.
 
-    families.make_model(folder, "gemma3_text", dtype="bfloat16", max_shard_size="40KB")
+families.make_model(folder, "gemma3_text", dtype="bfloat16", max_shard_size="40KB")
 """
 
 import json
@@ -10,63 +10,106 @@ VOCAB_SIZE = 320  # the tokenizer below has fewer: the rest is padding, as in th
 
 # Sizes differ from each other wherever they can, so that a mixed-up axis changes a shape.
 _SIZES = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "max_position_embeddings": 512,
+  "vocab_size": VOCAB_SIZE,
+  "hidden_size": 32,
+  "intermediate_size": 48,
+  "num_hidden_layers": 3,
+  "max_position_embeddings": 512,
 }
 _LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,  # short, so that the tests' rows reach beyond it
+  "rope_type": "llama3",
+  "rope_theta": 10_000.0,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 16,  # short, so that the tests' rows reach beyond it
 }
 _GEMMA_ROPE = {
-    "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+  "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
+  "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
 }
 
 VARIANTS = {
-    "llama": dict(  # Llama 3.1: untied, llama3 scaling, grouped heads
-        model_type="llama", num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        rope_parameters=_LLAMA3_ROPE, rms_norm_eps=1e-5, tie_word_embeddings=False),
-    "llama_tied": dict(  # Llama 3.2: tied; here with one kv head, and heads wider than width / heads
-        model_type="llama", num_attention_heads=4, num_key_value_heads=1, head_dim=12,
-        rope_parameters=_LLAMA3_ROPE, rms_norm_eps=1e-5, tie_word_embeddings=True),
-    "llama_plain": dict(  # Llama 2: no scaling, a kv head per head
-        model_type="llama", num_attention_heads=4, num_key_value_heads=4, head_dim=8,
-        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0}, rms_norm_eps=1e-6,
-        tie_word_embeddings=False),
-    "qwen3": dict(  # 0.6B: tied, heads wider than width / heads
-        model_type="qwen3", num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0}, rms_norm_eps=1e-6,
-        tie_word_embeddings=True),
-    "qwen3_untied": dict(
-        model_type="qwen3", num_attention_heads=6, num_key_value_heads=2, head_dim=8,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, rms_norm_eps=1e-6,
-        tie_word_embeddings=False),
-    "gemma3_text": dict(  # 4B: linear scaling of the global layers, windows of 4
-        model_type="gemma3_text", num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        num_hidden_layers=7, rope_parameters=_GEMMA_ROPE, rms_norm_eps=1e-6, sliding_window=4,
-        query_pre_attn_scalar=24, tie_word_embeddings=True),
-    "gemma3_text_untied": dict(
-        model_type="gemma3_text", num_attention_heads=4, num_key_value_heads=1, head_dim=8,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"], rms_norm_eps=1e-6,
-        sliding_window=3, query_pre_attn_scalar=8, tie_word_embeddings=False,
-        final_logit_softcapping=3.0),
+  "llama": dict(  # Llama 3.1: untied, llama3 scaling, grouped heads
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    rope_parameters=_LLAMA3_ROPE,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
+  "llama_tied": dict(  # Llama 3.2: tied; here with one kv head, and heads wider than width / heads
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=12,
+    rope_parameters=_LLAMA3_ROPE,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+  ),
+  "llama_plain": dict(  # Llama 2: no scaling, a kv head per head
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=8,
+    rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+  ),
+  "qwen3": dict(  # 0.6B: tied, heads wider than width / heads
+    model_type="qwen3",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+  ),
+  "qwen3_untied": dict(
+    model_type="qwen3",
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+  ),
+  "gemma3_text": dict(  # 4B: linear scaling of the global layers, windows of 4
+    model_type="gemma3_text",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    num_hidden_layers=7,
+    rope_parameters=_GEMMA_ROPE,
+    rms_norm_eps=1e-6,
+    sliding_window=4,
+    query_pre_attn_scalar=24,
+    tie_word_embeddings=True,
+  ),
+  "gemma3_text_untied": dict(
+    model_type="gemma3_text",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=8,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    rms_norm_eps=1e-6,
+    sliding_window=3,
+    query_pre_attn_scalar=8,
+    tie_word_embeddings=False,
+    final_logit_softcapping=3.0,
+  ),
 }
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+  "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+  "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 SPECIAL_TOKENS = ["<|text_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 
 
 def make_model(folder, variant: str, *, dtype="float32", max_shard_size="1GB", seed=0, **changes):
-  """Saves the variant with random values and a tokenizer to `folder`; returns the transformers model."""
+  """Saves the variant, random, with a tokenizer to `folder`; returns the transformers model."""
   import torch
 
   model = random_model(variant, seed=seed, **changes).to(getattr(torch, dtype))
@@ -82,7 +125,8 @@ def random_model(variant: str, *, seed=0, **changes):
 
   sizes = {**_SIZES, **VARIANTS[variant], **changes}
   config = transformers.AutoConfig.for_model(
-      **sizes, bos_token_id=None, eos_token_id=256, pad_token_id=None, attn_implementation="eager")
+    **sizes, bos_token_id=None, eos_token_id=256, pad_token_id=None, attn_implementation="eager"
+  )
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
@@ -103,8 +147,11 @@ def load_model(folder):
   import transformers
 
   model, report = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
-  assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+  )
+  assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
+    report
+  )
   return model.eval()
 
 
@@ -117,7 +164,7 @@ def hf_logits(model, tokens_BT):
 
 
 def make_tokenizer(folder) -> None:
-  """A byte-level tokenizer of 261 tokens with a chat template, in the files of a published model."""
+  """A byte-level tokenizer of 261 tokens with a chat template, in the usual files."""
   import tokenizers
   import transformers
 
@@ -127,7 +174,7 @@ def make_tokenizer(folder) -> None:
   core.decoder = tokenizers.decoders.ByteLevel()
   core.add_special_tokens(SPECIAL_TOKENS)
   transformers.PreTrainedTokenizerFast(
-      tokenizer_object=core, eos_token="<|text_end|>", chat_template=CHAT_TEMPLATE
+    tokenizer_object=core, eos_token="<|text_end|>", chat_template=CHAT_TEMPLATE
   ).save_pretrained(folder)
 
 

@@ -1,20 +1,15 @@
 import dataclasses
-import os
 
-COUNT = "xla_force_host_platform_device_count"
-if COUNT not in os.environ.get("XLA_FLAGS", ""):  # before JAX starts
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{COUNT}=8".strip()
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
-
-from mlit_jax import mesh as meshes  # noqa: E402
-from mlit_jax.batch import Batch, empty_batch  # noqa: E402
-from mlit_jax.errors import UserError  # noqa: E402
-from mlit_jax.mesh import make_mesh  # noqa: E402
+from mlit_jax import mesh as meshes
+from mlit_jax.batch import Batch, empty_batch
+from mlit_jax.errors import UserError
+from mlit_jax.mesh import make_mesh
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +99,9 @@ class ProcessView:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
-@pytest.mark.parametrize("sizes", [dict(), dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(data=2, fsdp=1, tensor=4)])
+@pytest.mark.parametrize(
+  "sizes", [dict(), dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(data=2, fsdp=1, tensor=4)]
+)
 def test_rows_of_all_processes_are_the_batch_in_order(monkeypatch, sizes, processes):
   mesh = make_mesh(**sizes)
   shards = meshes.batch_shards(mesh)
@@ -147,8 +144,12 @@ def test_constrain_follows_the_rules_and_is_nothing_without_a_mesh():
   with jax.set_mesh(mesh):
     activations = jax.jit(lambda x: meshes.constrain(x, "batch", "length", "mlp"))(x)
     unfit = jax.jit(lambda x: meshes.constrain(x, "batch", "length", "mlp"))(x[:, :, :5])
-  assert activations.sharding.is_equivalent_to(jax.NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")), 3)
-  assert unfit.sharding.is_equivalent_to(jax.NamedSharding(mesh, P(("data", "fsdp"), None, None)), 3)
+  assert activations.sharding.is_equivalent_to(
+    jax.NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")), 3
+  )
+  assert unfit.sharding.is_equivalent_to(
+    jax.NamedSharding(mesh, P(("data", "fsdp"), None, None)), 3
+  )
   np.testing.assert_array_equal(activations, x)
 
 

@@ -17,7 +17,7 @@ ROWS = Path("runs/base12/rows")
 
 def get_config():
   c = base.get_config()
-  c.steps = 1500
+  c.steps = 900
   c.model.sizes = {"d_model": 192, "num_layers": 4, "num_heads": 6, "num_kv_heads": 3, "d_ff": 512}
   c.model.dtype = "float32"
   c.model.remat = "none"

@@ -34,7 +34,7 @@ class Encoded:
   offsets: np.ndarray  # int64 [examples + 1]
   language: np.ndarray  # int32 [examples], numbers into `languages`
   answer_bytes: np.ndarray  # int32 [examples], UTF-8 bytes of what the assistant says
-  text_bytes: np.ndarray  # int32 [examples], UTF-8 bytes of the whole rendered text
+  text_bytes: np.ndarray  # int32 [examples], UTF-8 bytes of the rendered text that the tokens spell
   truncated: np.ndarray  # uint8 [examples]
   languages: tuple[str, ...]
   example_ids: list[str]
@@ -116,7 +116,8 @@ def _encode(conversations, tokenizer, max_length, over_long, languages, fingerpr
       tokens.append(ids.astype(np.uint32))
       trained.append(mask.astype(np.uint8))
       kept.append(c)
-      rows.append((len(ids), round(answer * share), len(r.text.encode()), cut))
+      text = r.text[: ends[len(ids) - 1]] if cut else r.text
+      rows.append((len(ids), round(answer * share), len(text.encode()), cut))
     if progress:
       progress(len(chunk))
   lengths, answer_bytes, text_bytes, truncated = zip(*rows, strict=True) if rows else ((),) * 4
@@ -146,7 +147,7 @@ def _render(c: Conversation, tokenizer: Tokenizer):
 def _fingerprint(conversations, tokenizer, max_length, over_long, languages) -> str:
   digest = hashlib.blake2b(digest_size=16)
   for c in conversations:
-    digest.update(f"{c.example_id} {c.group_id}\n".encode())
+    digest.update(json.dumps([c.example_id, c.group_id]).encode())  # no group is not the group "None"
   digest.update(
     json.dumps([VERSION, tokenizer.fingerprint, max_length, over_long, languages]).encode()
   )

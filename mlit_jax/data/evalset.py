@@ -72,7 +72,7 @@ def make_eval_set(
   questions = []
   for lang in encoded.languages:
     mine = [c for c in conversations if c.lang == lang and c.example_id in fitting]
-    mine.sort(key=lambda c: mixture.stable_hash("question", c.group_id or c.example_id))
+    mine.sort(key=lambda c: (mixture.stable_hash("question", c.group_id or c.example_id), c.example_id))
     questions += [make_question(c, tokenizer) for c in mine[:generate_rows]]
   return EvalSet(name, encoded, rows, max_length, questions)
 

@@ -82,7 +82,11 @@ def _kind(spec) -> tuple[str, object]:
       f"data.mixture = {dict(spec)!r} must have exactly one of {', '.join(KINDS)}"
       f" (and may have {', '.join(sorted(OPTIONS))}){_nearest(kinds[0], KINDS) if kinds else ''}."
     )
-  return kinds[0], spec[kinds[0]]
+  kind, body = kinds[0], spec[kinds[0]]
+  if not isinstance(body, Mapping):
+    raise UserError(f"data.mixture.{kind} is {body!r}; it must be a mapping")
+  _whole("data.mixture.max_repeats", spec.get("max_repeats", 1))
+  return kind, body
 
 
 def _counts(body: Mapping, available) -> dict[str, int]:
@@ -102,15 +106,21 @@ def _counts(body: Mapping, available) -> dict[str, int]:
 def _uniform(body: Mapping, available) -> dict[str, int]:
   _keys("uniform", body, {"total"}, {"languages"})
   _whole("data.mixture.uniform.total", body["total"])
-  return spread(body["total"], body.get("languages") or list(available))
+  languages = list(body.get("languages") or available)
+  if not languages:
+    raise UserError("data.mixture.uniform spreads over all languages, but data.train has no rows of any")
+  twice = [lang for lang in languages if languages.count(lang) > 1]
+  if twice:
+    raise UserError(f"data.mixture.uniform.languages names {twice[0]!r} twice; name each language once")
+  return spread(body["total"], languages)
 
 
 def _pinch(body: Mapping, available) -> dict[str, int]:
   _keys("pinch", body, {"percent", "base", "total"}, {"languages"})
   _whole("data.mixture.pinch.total", body["total"])
   total, percent, base = body["total"], body["percent"], body["base"]
-  if not 0 <= percent <= 100:
-    raise UserError(f"data.mixture.pinch.percent is {percent}; it must lie between 0 and 100")
+  if isinstance(percent, bool) or not isinstance(percent, (int, float)) or not 0 <= percent <= 100:
+    raise UserError(f"data.mixture.pinch.percent is {percent!r}; it must lie between 0 and 100")
   languages = sorted({base, *(body.get("languages") or available)})
   others = [lang for lang in languages if lang != base]
   if not others:
@@ -132,7 +142,7 @@ def _keys(kind, body, required: set, optional: set):
 
 def _whole(place: str, value) -> None:
   if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-    raise UserError(f"{place} is {value!r}; it must be a whole number of examples, 0 or more")
+    raise UserError(f"{place} is {value!r}; it must be a whole number, 0 or more")
 
 
 def _nearest(name, known) -> str:

@@ -59,7 +59,7 @@ def make_plan(
   span two epochs.
   """
   assert (epochs > 0) != (steps > 0), (epochs, steps)
-  by_lang = {lang: np.flatnonzero(encoded.language == i) for i, lang in enumerate(encoded.languages)}
+  by_lang = {lang: _rows_of(encoded, i) for i, lang in enumerate(encoded.languages)}
   available = {lang: len(rows) for lang, rows in by_lang.items() if len(rows)}
   counts = mixture.resolve_counts(spec, available, max_repeats=max_repeats)
   keys = {
@@ -88,7 +88,7 @@ def make_plan(
 def interleave(counts: Mapping[str, int]) -> list[str]:
   """The languages of an epoch in order: every prefix is within one example of its share.
 
-      interleave({"en": 4, "fi": 2}) -> ["en", "fi", "en", "en", "fi", "en"]
+      interleave({"en": 4, "fi": 2}) -> ["en", "en", "fi", "en", "en", "fi"]
 
   Item j of a language with count c of N belongs in slots [jN/c, (j+1)N/c); the earliest deadline goes first
   (Tijdeman 1980, the chairman assignment problem). Integers only, so that no rounding decides.
@@ -106,6 +106,12 @@ def interleave(counts: Mapping[str, int]) -> list[str]:
     if j + 1 < counts[lang]:
       heapq.heappush(waiting, ((j + 1) * total // counts[lang], lang, j + 1))
   return out
+
+
+def _rows_of(encoded: Encoded, language: int) -> np.ndarray:
+  """Example numbers of a language by id: not the order of the files decides between rows of one group."""
+  rows = np.flatnonzero(encoded.language == language)
+  return np.array(sorted(rows, key=lambda i: encoded.example_ids[i]), np.int64)
 
 
 def _epoch_order(encoded, by_lang, chosen, slots: Sequence[str], seed: int, epoch: int) -> np.ndarray:

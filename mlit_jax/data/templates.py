@@ -1,5 +1,7 @@
 """Chat templates for vocabularies without one, and templates with arguments filled in."""
 
+import re
+
 from mlit_jax.errors import UserError
 
 
@@ -35,10 +37,14 @@ def builtin_template(
 
 
 def bake(source: str, kwargs: dict) -> str:
-  """The template with `kwargs` as its defaults, so that who serves the model need not know them."""
+  """The template with `kwargs` as its defaults, so that who serves the model need not know them.
+
+  Those that the template never mentions change nothing, and are left out.
+  """
   lines = (
     f"{{%- if {k} is not defined %}}{{%- set {k} = {_jinja(v)} %}}{{%- endif %}}\n"
     for k, v in sorted(kwargs.items())
+    if re.search(rf"\b{re.escape(k)}\b", source)
   )
   return "".join(lines) + source
 

@@ -15,6 +15,7 @@ from mlit_jax.evals.decoding import place
 from mlit_jax.evals.statistics import Figure, ratio_figure
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.training.loss import token_nll
 
 
 def score(params, score_step: Callable, batches: Iterable, examples: Iterable[int]) -> dict:
@@ -70,14 +71,6 @@ def make_score_step(
       return compiled(params, batch, rows=rows)
 
   return score_step
-
-
-def token_nll(logits_BTV, targets_BT) -> jax.Array:
-  """-log p(target), float32; a sum picks it, as a gather would fetch a sharded vocabulary."""
-  logits_BTV = logits_BTV.astype(jnp.float32)
-  vocab_V = jnp.arange(logits_BTV.shape[-1])[None, None, :]
-  gold_BT = jnp.sum(jnp.where(vocab_V == targets_BT[:, :, None], logits_BTV, 0.0), axis=-1)
-  return jax.nn.logsumexp(logits_BTV, axis=-1) - gold_BT
 
 
 def loss_figure(nll, tokens, *, seed: int = 0) -> Figure:

@@ -135,7 +135,8 @@ def apply_cached(
 
 def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:
   """x_BTD. The scale is rounded to the compute dtype, as the published Gemma code does."""
-  x_BTD = params["embed"]["table_VD"].astype(dtype)[tokens_BT]
+  table_VD = mesh.gather(params["embed"]["table_VD"].astype(dtype), ("vocab", "embed"))
+  x_BTD = table_VD[tokens_BT]
   if cfg.embed_scale != 1.0:
     x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, dtype)
   return mesh.constrain(x_BTD, "batch", "length", "width")

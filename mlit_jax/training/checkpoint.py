@@ -24,41 +24,42 @@ class Checkpoints:
   is JSON beside them: {"step", "plan", "trained", "metric"}.
   """
 
-  def __init__(self, folder: Path, *, keep_latest: int = 1, keep_best: int = 0, lower_is_better=True):
-    keep = [policies.LatestN(keep_latest)]
-    if keep_best:
-      # Only finite metrics are ever passed: a NaN makes BestN delete the best step.
-      keep.append(
-        policies.BestN(
-          get_metric_fn=lambda metrics: metrics["metric"],
-          reverse=lower_is_better,
-          n=keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+  def __init__(
+    self,
+    folder: Path,
+    *,
+    keep_latest: int = 1,
+    keep_best: int = 0,
+    lower_is_better: bool = True,
+    read_only: bool = False,
+  ):
+    folder = Path(folder).resolve()
+    found = {int(p.name): _metric(p) for p in folder.glob("*") if p.name.isdigit()}
+    self.metrics = {step: metric for step, metric in found.items() if metric is not None}
+    best = _Best(self.metrics, keep_best, lower_is_better)
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy(keep),
-      cleanup_tmp_directories=True,
+      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), best]),
+      cleanup_tmp_directories=not read_only,  # they may be those of a run at work
       enable_async_checkpointing=True,
     )
-    self.lower_is_better = lower_is_better
-    self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options)
+    self.manager = ocp.CheckpointManager(folder, options=options)
 
   def save(self, state: State, meta: dict, metric: float | None) -> None:
     """Begin to save a step; the one before must be on disk first, so that its failure is not missed."""
     self.manager.wait_until_finished()
     step = int(meta["step"])
-    finite = metric is not None and math.isfinite(metric)
+    metric = metric if metric is not None and math.isfinite(metric) else None
+    if metric is not None:
+      self.metrics[step] = metric
     self.manager.save(
       step,
       args=ocp.args.Composite(
         **{
           PARAMS: ocp.args.StandardSave(state.params),
           OPTIMIZER: ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
-          META: ocp.args.JsonSave(meta | {"metric": metric if finite else None}),
+          META: ocp.args.JsonSave(meta | {"metric": metric}),
         }
       ),
-      metrics={"metric": metric} if finite else None,
       force=True,
     )
 
@@ -101,6 +102,21 @@ class Checkpoints:
 
   def __exit__(self, *_):
     self.manager.close()
+
+
+class _Best:
+  """A policy of Orbax that keeps the best steps by the metric in their `meta`.
+
+  Orbax's own BestN forgets the metrics when the folder is opened again, and then deletes the best step.
+  """
+
+  def __init__(self, metrics: dict[int, float], n: int, lower_is_better: bool):
+    self.metrics, self.n, self.sign = metrics, n, -1 if lower_is_better else 1
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    known = [c.step for c in checkpoints if c.step in self.metrics]
+    ranked = sorted(known, key=lambda step: self.sign * self.metrics[step], reverse=True)
+    return [c.step in ranked[: self.n] for c in checkpoints]
 
 
 def resolve_step(folder: Path, name: str, *, lower_is_better: bool = True) -> int:

@@ -31,7 +31,7 @@ class Run:
   learning_rate: Callable  # step -> float
   step_flops: Callable  # step -> float
   peak_flops: float | None
-  evaluate: Callable  # (step, params) -> the metric that "best" goes by, or None
+  evaluate: Callable  # (step, params) -> the metric that "best" goes by: then the step is saved; or None
   save: Callable  # (state, trained, metric) -> None
   log: Callable  # (step, {name: value}) -> None
   terminal: Terminal
@@ -62,11 +62,11 @@ def train(run: Run, state: State) -> State:
         with jax.transfer_guard("allow"):
           if not stopping and _due(step, start, run.eval_every):
             metric = run.evaluate(step, state.params)
-          if stopping or _due(step, start, run.save_every):
+          if stopping or _due(step, start, run.save_every) or metric is not None:
             run.save(state, run.trained, metric)
         meter.start += time.perf_counter() - began  # the speed is that of training
       if stopping:
-        raise Stopped(f"{stop.name}: saved step {step} of {run.total_steps}; run again to go on")
+        raise Stopped(f"{stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on")
       batch = next(run.batches, None)
       assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
       state, metrics = run.train_step(state, _put(batch, run))

@@ -38,6 +38,12 @@ def batch_sums(apply: Callable, params, batch: Batch, num_languages: int) -> Sum
 
 
 def token_nll(logits_BTV, targets_BT) -> jax.Array:
-  """nll_BT, float32, in nats."""
-  target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-  return jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
+  """-log p(target), nll_BT, float32, in nats.
+
+  A masked sum picks the target: a gather would fetch a vocabulary that is sharded, and its gradient
+  would be a scatter into all of it.
+  """
+  logits_BTV = logits_BTV.astype(jnp.float32)
+  vocab_V = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
+  gold_BTV = jnp.where(vocab_V[None, None] == targets_BT[:, :, None], logits_BTV, 0.0)
+  return jax.nn.logsumexp(logits_BTV, axis=-1) - jnp.sum(gold_BTV, axis=-1)

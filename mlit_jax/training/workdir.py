@@ -16,6 +16,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.model.decoder import is_spec
 
 OURS_BEFORE_START = (".lock", "cache")
+OURS_BEGUN = ".config.json."  # what a kill leaves of the first file
 FREE = ("workdir", "log.")  # keys that may differ when a run goes on
 PACKAGES = ("mlit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece")
 
@@ -24,14 +25,18 @@ def check_free(root: Path, config) -> None:
   """Refuse a workdir that holds a begun run of another config, or something that is not ours."""
   path = root / "config.json"
   if not path.exists():
-    foreign = sorted(p.name for p in root.iterdir() if p.name not in OURS_BEFORE_START)
+    foreign = sorted(
+      p.name
+      for p in root.iterdir()
+      if p.name not in OURS_BEFORE_START and not p.name.startswith(OURS_BEGUN)
+    )
     if foreign:
       raise UserError(
         f"workdir {root} is not empty and holds no run of ours ({', '.join(foreign[:5])}). "
         "Choose another --workdir."
       )
     return
-  if not (root / "metrics.jsonl").exists() and not any((root / "checkpoints").glob("[0-9]*")):
+  if not _has_begun(root):
     return  # nothing was trained or measured yet: the config may still be mended
   then = _flat(json.loads(path.read_text(encoding="utf-8"))["config"])
   now = _flat(json.loads(json.dumps(nested(config))))
@@ -45,6 +50,19 @@ def check_free(root: Path, config) -> None:
     raise UserError(
       f"workdir {root} belongs to a run of a different config ({'; '.join(differing[:5])}{more}). "
       "Use another --workdir, or undo the change to go on with that run."
+    )
+
+
+def check_plan(root: Path, plan: str) -> None:
+  """Refuse to go on with a begun run on other data, before its data_plan.json is written over."""
+  path = root / "data_plan.json"
+  if not path.exists() or not _has_begun(root):
+    return
+  then = json.loads(path.read_text(encoding="utf-8"))["hash"]
+  if then != plan:
+    raise UserError(
+      f"workdir {root} belongs to a run on plan {then}, the data now give plan {plan}. Files, tokenizer or "
+      "template have changed since. Restore them, or use another --workdir."
     )
 
 
@@ -109,6 +127,10 @@ def keep_base(root: Path, hf_config: dict, tokenizer) -> None:
   _keep(root / "base" / "generation_config.json", _bytes(generation))
 
 
+def _has_begun(root: Path) -> bool:
+  return (root / "metrics.jsonl").exists() or any((root / "checkpoints").glob("[0-9]*"))
+
+
 def _keep(path: Path, content: bytes) -> None:
   if runtime.is_main():
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +139,9 @@ def _keep(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def first_evaluation(root: Path) -> dict:
-  """{set: {lang: ...}} of step 0, for the comparison before and after; empty if there is none."""
-  folder = root / "evals" / "0"
+def read_evaluation(root: Path, step: int) -> dict:
+  """{set: {lang: ...}} of a step; empty if there was none."""
+  folder = root / "evals" / str(step)
   return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
 
 

@@ -1,6 +1,7 @@
 """Safetensors folders: headers, memory-mapped tensors, and a writer that streams shards.
 
-A shard is 8 bytes (length of the header, little endian), the header as JSON, then the tensors end to end.
+A shard is 8 bytes (length of the header, little endian), the header as JSON, then the tensors end to
+end.
 """
 
 import contextlib
@@ -25,21 +26,21 @@ MAX_HEADER_BYTES = 100_000_000
 
 # Names in headers, and what numpy calls them.
 DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+  "I16": np.dtype(np.int16),
+  "I8": np.dtype(np.int8),
+  "U64": np.dtype(np.uint64),
+  "U32": np.dtype(np.uint32),
+  "U16": np.dtype(np.uint16),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
 }
 CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 
@@ -58,7 +59,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Headers of the shards, letter by letter as they stand in the files, and the index if there is one.
+  """Headers of the shards, letter by letter as they stand in the files, and the index if any.
 
   Enough to write a folder again byte for byte, given the values.
   """
@@ -68,9 +69,9 @@ class Layout:
 
   def tensors(self) -> dict[str, Tensor]:
     return {
-        tensor.name: tensor
-        for file, text in self.headers.items()
-        for tensor in parse_header(text, file)
+      tensor.name: tensor
+      for file, text in self.headers.items()
+      for tensor in parse_header(text, file)
     }
 
 
@@ -81,8 +82,9 @@ def read_layout(folder) -> Layout:
   has_index = (folder / INDEX_FILE).exists()
   if has_single and has_index:
     raise UserError(
-        f"{folder}: holds both {SINGLE_FILE} and {INDEX_FILE}, so one of them is left from another "
-        "export. Remove the stale one.")
+      f"{folder}: holds both {SINGLE_FILE} and {INDEX_FILE}, so one of them is left from another "
+      "export. Remove the stale one."
+    )
   if has_single:
     return Layout({SINGLE_FILE: read_header(folder / SINGLE_FILE)}, None)
   if has_index:
@@ -110,16 +112,19 @@ def read_header(path) -> str:
   with path.open("rb") as f:
     first = f.read(8)
     if first == b"version ":
-      raise UserError(f"{path}: is a git-lfs pointer, not the weights. Fetch them with `git lfs pull`.")
+      raise UserError(
+        f"{path}: is a git-lfs pointer, not the weights. Fetch them with `git lfs pull`."
+      )
     if len(first) < 8:
-      raise UserError(f"{path}: truncated: {size} bytes, too few for a header. Fetch the file again.")
+      raise UserError(
+        f"{path}: truncated: {size} bytes, too few for a header. Fetch the file again."
+      )
     (length,) = struct.unpack("<Q", first)
     if length > MAX_HEADER_BYTES:
       raise UserError(f"{path}: not a safetensors file (its header would have {length:,} bytes).")
     raw = f.read(length)
   if len(raw) < length:
-    raise UserError(
-        f"{path}: truncated inside the header ({size:,} bytes). Fetch the file again.")
+    raise UserError(f"{path}: truncated inside the header ({size:,} bytes). Fetch the file again.")
   try:
     text = raw.decode()
   except UnicodeDecodeError as e:
@@ -129,12 +134,14 @@ def read_header(path) -> str:
   expected = tensors[-1].end if tensors else 0
   if data_bytes < expected:
     raise UserError(
-        f"{path}: truncated: the header describes {expected:,} bytes of tensors, the file holds "
-        f"{data_bytes:,}. Fetch the file again.")
+      f"{path}: truncated: the header describes {expected:,} bytes of tensors, the file holds "
+      f"{data_bytes:,}. Fetch the file again."
+    )
   if data_bytes > expected:
     raise UserError(
-        f"{path}: {data_bytes - expected:,} bytes follow the last tensor of the header. The file is "
-        "damaged; fetch it again.")
+      f"{path}: {data_bytes - expected:,} bytes follow the last tensor of the header. The file is "
+      "damaged; fetch it again."
+    )
   return text
 
 
@@ -147,20 +154,23 @@ def parse_header(text: str, file) -> list[Tensor]:
     raise UserError(f"{file}: not a safetensors file (header: {e}).") from e
   if not isinstance(header, dict):
     raise UserError(f"{file}: not a safetensors file (its header is not an object).")
-  tensors = [_tensor(key, entry, name, file) for key, entry in header.items() if key != "__metadata__"]
+  tensors = [
+    _tensor(key, entry, name, file) for key, entry in header.items() if key != "__metadata__"
+  ]
   tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
   position = 0
   for tensor in tensors:
     if tensor.start != position:
       raise UserError(
-          f"{file}: tensor {tensor.name} starts at byte {tensor.start:,}, the one before it ends at "
-          f"{position:,}. The header is damaged; fetch the file again.")
+        f"{file}: tensor {tensor.name} starts at byte {tensor.start:,}, the one before it ends at "
+        f"{position:,}. The header is damaged; fetch the file again."
+      )
     position = tensor.end
   return tensors
 
 
 def plan_layout(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int = MAX_SHARD_BYTES
+  tensors: Iterable[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Layout:
   """A layout for (name, dtype, shape) tensors: filled in the order given, one file if they fit."""
   shards, sizes, total = [[]], [0], 0
@@ -222,34 +232,43 @@ def _read_sharded(folder: pathlib.Path) -> Layout:
     weight_map = json.loads(index)["weight_map"]
     files = sorted(set(weight_map.values()))
   except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f"{path}: not an index of shards (no readable weight_map). Fetch it again.") from e
+    raise UserError(
+      f"{path}: not an index of shards (no readable weight_map). Fetch it again."
+    ) from e
   for file in files:
     if not isinstance(file, str) or pathlib.PurePath(file).name != file:
       raise UserError(f"{path}: shard {file!r} is not a plain file name.")
   missing = [file for file in files if not (folder / file).exists()]
   if missing:
     raise UserError(
-        f"{path}: {len(missing)} of {len(files)} shards are missing: {few(missing)}. Fetch them into "
-        f"{folder}.")
+      f"{path}: {len(missing)} of {len(files)} shards are missing: {few(missing)}. Fetch them into "
+      f"{folder}."
+    )
   layout = Layout({file: read_header(folder / file) for file in files}, index)
-  found = [(t.name, file) for file, text in layout.headers.items() for t in parse_header(text, file)]
+  found = [
+    (t.name, file) for file, text in layout.headers.items() for t in parse_header(text, file)
+  ]
   wrong = sorted(set(found).symmetric_difference(weight_map.items()))
   if wrong:
     raise UserError(
-        f"{path}: the index and the shards disagree on {len(wrong)} entries: "
-        f"{few([f'{name} in {file}' for name, file in wrong])}. Shards of different exports are "
-        "mixed; fetch the folder again.")
+      f"{path}: the index and the shards disagree on {len(wrong)} entries: "
+      f"{few([f'{name} in {file}' for name, file in wrong])}. Shards of different exports are "
+      "mixed; fetch the folder again."
+    )
   return layout
 
 
 def _refuse_other_formats(folder: pathlib.Path):
-  pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pth"))
+  pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+    p.name for p in folder.glob("*.pth")
+  )
   if pickles:
     raise UserError(
-        f"{folder}: holds pickled weights ({few(pickles)}), which can run code when read and are "
-        "refused. Convert them once, where you trust them: python -c \"from transformers import "
-        f"AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')"
-        "\" and copy the tokenizer files beside them.")
+      f"{folder}: holds pickled weights ({few(pickles)}), which can run code when read and are "
+      'refused. Convert them once, where you trust them: python -c "from transformers import '
+      f"AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')"
+      '" and copy the tokenizer files beside them.'
+    )
   raise UserError(f"{folder}: no weights here: looked for {SINGLE_FILE} and {INDEX_FILE}.")
 
 
@@ -266,8 +285,9 @@ def _tensor(key: str, entry, name: str, file) -> Tensor:
   size = math.prod(shape) * DTYPES[code].itemsize
   if end - start != size:
     raise UserError(
-        f"{file}: tensor {key}: {code} of shape {shape} takes {size:,} bytes, the header gives it "
-        f"{end - start:,}. The header is damaged; fetch the file again.")
+      f"{file}: tensor {key}: {code} of shape {shape} takes {size:,} bytes, the header gives it "
+      f"{end - start:,}. The header is damaged; fetch the file again."
+    )
   return Tensor(key, name, DTYPES[code].name, tuple(shape), start, end)
 
 

@@ -18,16 +18,17 @@ _CHUNK_BYTES = 1 << 26
 
 
 def load_params(
-    folder,
-    cfg: DecoderConfig,
-    shardings=None,
-    *,
-    dtype=jnp.float32,
-    progress: Callable[[int, int], None] | None = None,
+  folder,
+  cfg: DecoderConfig,
+  shardings=None,
+  *,
+  dtype=jnp.float32,
+  progress: Callable[[int, int], None] | None = None,
 ) -> dict:
   """Parameters of the model in `folder`; each process reads the slices that its devices hold.
 
-  Without `shardings` they lie on the default device. `progress` is told (parameters done, of how many).
+  Without `shardings` they lie on the default device. `progress` is told (parameters done, of how
+  many).
   """
   layout = check_names(folder, cfg)
   arrays = hf_files.map_tensors(folder, layout)
@@ -59,24 +60,27 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
   optional = {table.HEAD: expected[table.EMBEDDING]} if cfg.tied else {}
   known = expected | optional
   faults = {
-      "missing": sorted(set(expected) - set(found)),
-      "unknown": sorted(n for n in found if n not in known and not table.is_skipped(n)),
-      "of the wrong shape": [
-          f"{n} is {list(t.shape)}, config.json says {list(known[n])}"
-          for n, t in found.items()
-          if n in known and t.shape != known[n]
-      ],
-      "of a dtype that cannot be tuned": [
-          f"{n} is {t.dtype}" for n, t in found.items() if n in known and t.dtype not in READABLE
-      ],
+    "missing": sorted(set(expected) - set(found)),
+    "unknown": sorted(n for n in found if n not in known and not table.is_skipped(n)),
+    "of the wrong shape": [
+      f"{n} is {list(t.shape)}, config.json says {list(known[n])}"
+      for n, t in found.items()
+      if n in known and t.shape != known[n]
+    ],
+    "of a dtype that cannot be tuned": [
+      f"{n} is {t.dtype}" for n, t in found.items() if n in known and t.dtype not in READABLE
+    ],
   }
   if any(faults.values()):
     lines = [f"{len(names)} {what}: {few(names)}" for what, names in faults.items() if names]
     raise UserError(
-        f"{folder}: the weights do not match config.json (family {cfg.family}). "
-        + "; ".join(lines)
-        + ". Use a folder whose config.json belongs to its weights"
-        + (f", in one of {', '.join(READABLE)}." if faults["of a dtype that cannot be tuned"] else "."))
+      f"{folder}: the weights do not match config.json (family {cfg.family}). "
+      + "; ".join(lines)
+      + ". Use a folder whose config.json belongs to its weights"
+      + (
+        f", in one of {', '.join(READABLE)}." if faults["of a dtype that cannot be tuned"] else "."
+      )
+    )
   return layout
 
 
@@ -111,6 +115,7 @@ def _check_tied_head(folder, cfg: DecoderConfig, arrays) -> None:
     same = (a.astype(np.float32) == b.astype(np.float32)).all(axis=1)
     if not same.all():
       raise UserError(
-          f"{folder}: config.json says tie_word_embeddings, but {table.HEAD} differs from "
-          f"{table.EMBEDDING} (first in row {start + int(np.argmin(same)):,}). Set tie_word_embeddings "
-          f"to false to tune the two apart, or remove {table.HEAD}.")
+        f"{folder}: config.json says tie_word_embeddings, but {table.HEAD} differs from "
+        f"{table.EMBEDDING} (first in row {start + int(np.argmin(same)):,}). Set tie_word_embeddings "
+        f"to false to tune the two apart, or remove {table.HEAD}."
+      )

@@ -19,20 +19,20 @@ from mlit_jax.weights.load import READABLE
 
 
 def save_folder(
-    params: dict,
-    cfg: DecoderConfig,
-    out,
-    *,
-    files: Mapping[str, bytes],
-    dtypes: Mapping[str, str] | str,
-    layout: hf_files.Layout | None = None,
-    max_shard_bytes: int = hf_files.MAX_SHARD_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+  params: dict,
+  cfg: DecoderConfig,
+  out,
+  *,
+  files: Mapping[str, bytes],
+  dtypes: Mapping[str, str] | str,
+  layout: hf_files.Layout | None = None,
+  max_shard_bytes: int = hf_files.MAX_SHARD_BYTES,
+  progress: Callable[[int, int], None] | None = None,
 ) -> pathlib.Path:
   """Writes `params` and `files` to the new folder `out`.
 
-  `dtypes` is one dtype for all or one per tensor of theirs (of the source). With the source's `layout`
-  and dtypes the shards get the source's names, headers and order, so an untouched model comes out
+  `dtypes` is one dtype for all or one per tensor of theirs (of the source). With the source's
+  `layout` and dtypes the shards get the source's names, headers and order, so an untouched model comes out
   byte for byte. Under several processes all must call this; the first one writes, and one tensor of
   theirs at a time is whole in memory. `progress` is told (bytes written, of how many).
   """
@@ -94,11 +94,11 @@ def with_dtype(files: Mapping[str, bytes], dtype: str) -> dict[str, bytes]:
 
 def _check_leaves(leaves: dict, cfg: DecoderConfig) -> None:
   shapes = {
-      row.ours: row.shape if row.num_layers is None else (row.num_layers, *row.shape)
-      for row in table.rows(cfg)
+    row.ours: row.shape if row.num_layers is None else (row.num_layers, *row.shape)
+    for row in table.rows(cfg)
   }
   wrong = set(shapes).symmetric_difference(leaves) or {
-      name for name, shape in shapes.items() if leaves[name].shape != shape
+    name for name, shape in shapes.items() if leaves[name].shape != shape
   }
   if wrong:
     raise ValueError(f"parameters do not belong to this config: {sorted(wrong)}")
@@ -113,12 +113,15 @@ def _target_layout(sources, cfg, dtypes, source_layout, max_shard_bytes) -> hf_f
     dtypes = dict.fromkeys(shapes, dtypes)
   for name in shapes:
     if dtypes[name] not in READABLE:
-      raise UserError(f"dtype {dtypes[name]!r} of {name}: one of {', '.join(READABLE)} is expected.")
+      raise UserError(
+        f"dtype {dtypes[name]!r} of {name}: one of {', '.join(READABLE)} is expected."
+      )
   wanted = {name: (shape, dtypes[name]) for name, shape in shapes.items()}
   if wanted == {name: (t.shape, t.dtype) for name, t in of_source.items()}:
     return source_layout
   return hf_files.plan_layout(
-      [(name, dtype, shape) for name, (shape, dtype) in wanted.items()], max_shard_bytes)
+    [(name, dtype, shape) for name, (shape, dtype) in wanted.items()], max_shard_bytes
+  )
 
 
 @contextlib.contextmanager
@@ -151,16 +154,18 @@ def _make_folder(out: pathlib.Path, num_bytes: int) -> pathlib.Path:
     raise UserError(f"{out}: is a file; name a new folder for the export.")
   if out.is_dir() and any(out.iterdir()):
     raise UserError(
-        f"{out}: is not empty, and old shards beside new ones would be read as one model. Name a new "
-        "folder for the export, or empty this one.")
+      f"{out}: is not empty, and old shards beside new ones would be read as one model. Name a new "
+      "folder for the export, or empty this one."
+    )
   folder = out.parent / f".{out.name}.partial-{os.getpid()}"
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
     if free < num_bytes:
       raise UserError(
-          f"{out}: the export takes {num_bytes:,} bytes, {free:,} are free there. Make room, or name a "
-          "folder elsewhere.")
+        f"{out}: the export takes {num_bytes:,} bytes, {free:,} are free there. Make room, or name a "
+        "folder elsewhere."
+      )
     folder.mkdir()
   except OSError as e:
     raise UserError(f"{out}: cannot create the export's folder: {e}.") from e
@@ -173,7 +178,9 @@ def _agree(failure: UserError | None, out) -> None:
   if jax.process_count() > 1:
     failed = bool(np.any(multihost_utils.process_allgather(np.array([failed]))))
   if failed:
-    raise failure or UserError(f"{out}: the first process cannot write there; its message says why.")
+    raise failure or UserError(
+      f"{out}: the first process cannot write there; its message says why."
+    )
 
 
 def _shard(folder, file: str, header: str):
@@ -181,7 +188,7 @@ def _shard(folder, file: str, header: str):
 
 
 def _to_host(leaf, layer: int | None) -> np.ndarray | None:
-  """A parameter, or one layer of it, on the first process's host; a collective when it is spread out."""
+  """A parameter, or one layer of it, on the first process's host; a collective if spread out."""
   if isinstance(leaf, np.ndarray):
     return leaf if layer is None else leaf[layer]
   with jax.transfer_guard("allow"):
@@ -190,7 +197,9 @@ def _to_host(leaf, layer: int | None) -> np.ndarray | None:
     if not leaf.is_fully_addressable:
       # Waited for everywhere: a process that runs ahead holds several whole tensors on its devices,
       # and collectives of several programs at once can lock each other out.
-      leaf = jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec())).block_until_ready()
+      leaf = jax.device_put(
+        leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec())
+      ).block_until_ready()
     return np.asarray(leaf) if jax.process_index() == 0 else None
 
 
@@ -206,8 +215,9 @@ def _cast(array: np.ndarray, tensor: hf_files.Tensor) -> np.ndarray:
     return cast
   if np.isfinite(array).all():
     raise UserError(
-        f"{tensor.name} holds {np.abs(array).max():.3g}, beyond the range of {tensor.dtype}. Export "
-        "with --dtype bfloat16.")
+      f"{tensor.name} holds {np.abs(array).max():.3g}, beyond the range of {tensor.dtype}. Export "
+      "with --dtype bfloat16."
+    )
   raise UserError(f"{tensor.name} holds NaN or infinity: the run diverged. Export an earlier step.")
 
 

@@ -1,4 +1,4 @@
-"""The model a run starts from: a Hugging Face folder, here or on the hub, and its copy in a workdir."""
+"""The model a run starts from: a Hugging Face folder or hub id, and its copy in a workdir."""
 
 import dataclasses
 import json
@@ -13,22 +13,22 @@ from mlit_jax.weights import hf_files
 
 # What an export must carry besides the weights. Licences ask to travel with them.
 KEPT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",  # sentencepiece
-    "chat_template.json",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY.md",
+  "config.json",
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "vocab.txt",
+  "merges.txt",
+  "*.model",  # sentencepiece
+  "chat_template.json",
+  "*.jinja",
+  "additional_chat_templates/*.jinja",
+  "LICENSE*",
+  "NOTICE*",
+  "USE_POLICY.md",
 )
 WEIGHT_FILES = ("*.safetensors", hf_files.INDEX_FILE)
 # A second copy of the weights that some repositories carry in their trainer's own format.
@@ -73,10 +73,12 @@ def save_source_copy(source: ModelSource, workdir) -> pathlib.Path:
     kept = load_source_copy(workdir)
     if (kept.files, kept.layout) != (source.files, source.layout):
       changed = sorted(
-          n for n in {*kept.files, *source.files} if kept.files.get(n) != source.files.get(n))
+        n for n in {*kept.files, *source.files} if kept.files.get(n) != source.files.get(n)
+      )
       raise UserError(
-          f"{target}: is the copy of another base model (differs in {', '.join(changed) or 'its weights'}). "
-          f"Name another workdir, or the model this one began with ({source.folder} was given).")
+        f"{target}: is the copy of another base model (differs in {', '.join(changed) or 'its weights'}). "
+        f"Name another workdir, or the model this one began with ({source.folder} was given)."
+      )
     return target
   temporary = target.with_name(f".{BASE}.partial-{os.getpid()}")
   try:
@@ -100,19 +102,23 @@ def load_source_copy(workdir) -> ModelSource:
     layout = hf_files.Layout(kept["headers"], kept["index"])
   except FileNotFoundError as e:
     raise UserError(
-        f"{folder / TENSORS_FILE}: not found, so {workdir} is not the workdir of a run that began with a "
-        "Hugging Face model.") from e
+      f"{folder / TENSORS_FILE}: not found, so {workdir} is not the workdir of a run that began with a "
+      "Hugging Face model."
+    ) from e
   except (ValueError, KeyError, TypeError) as e:
-    raise UserError(f"{folder / TENSORS_FILE}: damaged ({e}). Restore {folder} from a backup.") from e
-  return ModelSource(
-      folder, _read_config(folder / "config.json"), _read_kept_files(folder), layout)
+    raise UserError(
+      f"{folder / TENSORS_FILE}: damaged ({e}). Restore {folder} from a backup."
+    ) from e
+  return ModelSource(folder, _read_config(folder / "config.json"), _read_kept_files(folder), layout)
 
 
 def _read_config(path: pathlib.Path) -> dict:
   try:
     config = json.loads(path.read_bytes())
   except FileNotFoundError as e:
-    raise UserError(f"{path}: not found; a model folder holds config.json beside its weights.") from e
+    raise UserError(
+      f"{path}: not found; a model folder holds config.json beside its weights."
+    ) from e
   except ValueError as e:
     raise UserError(f"{path}: not readable as JSON: {e}.") from e
   if not isinstance(config, dict):
@@ -121,8 +127,9 @@ def _read_config(path: pathlib.Path) -> dict:
     method = config["quantization_config"]
     method = method.get("quant_method", method) if isinstance(method, dict) else method
     raise UserError(
-        f"{path}: quantization_config ({method}): quantised weights cannot be tuned in full. Start from "
-        "the unquantised model.")
+      f"{path}: quantization_config ({method}): quantised weights cannot be tuned in full. Start from "
+      "the unquantised model."
+    )
   try:
     from_hf(config)
   except UserError as e:
@@ -136,7 +143,7 @@ def _read_kept_files(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def _download(path: str) -> pathlib.Path:
-  """The folder of a hub id in the cache, fetched if need be; config.json first, it may rule it out."""
+  """The cached folder of a hub id, fetched if need be; config.json first, it may rule it out."""
   repo, _, revision = path.partition("@")
   if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
     raise UserError(f"model {path!r}: no such folder, and not a hub id (owner/name).")
@@ -148,23 +155,32 @@ def _download(path: str) -> pathlib.Path:
   try:
     config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision or None)
     _read_config(pathlib.Path(config))
-    return pathlib.Path(huggingface_hub.snapshot_download(
-        repo, revision=revision or None, allow_patterns=wanted, ignore_patterns=list(SKIPPED_DOWNLOADS)))
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        repo,
+        revision=revision or None,
+        allow_patterns=wanted,
+        ignore_patterns=list(SKIPPED_DOWNLOADS),
+      )
+    )
   except errors.GatedRepoError as e:
     raise UserError(
-        f"model {path!r}: access must be granted first: accept its terms at the hub, then log in with "
-        "`hf auth login`.") from e
+      f"model {path!r}: access must be granted first: accept its terms at the hub, then log in with "
+      "`hf auth login`."
+    ) from e
   except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:
     raise UserError(
-        f"model {path!r}: no such folder here, and no such model or revision on the hub (a private one "
-        "needs `hf auth login`).") from e
+      f"model {path!r}: no such folder here, and no such model or revision on the hub (a private one "
+      "needs `hf auth login`)."
+    ) from e
   except errors.RemoteEntryNotFoundError as e:
     raise UserError(f"model {path!r}: its repository has no config.json.") from e
   except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
     raise UserError(
-        f"model {path!r}: no such folder here, and the hub cannot be reached. Looked for "
-        f"{', '.join(wanted)} in the cache {constants.HF_HUB_CACHE}. Fetch it where there is a network "
-        f"with `hf download {repo}` and copy that cache, or give the path of a local folder.") from e
+      f"model {path!r}: no such folder here, and the hub cannot be reached. Looked for "
+      f"{', '.join(wanted)} in the cache {constants.HF_HUB_CACHE}. Fetch it where there is a network "
+      f"with `hf download {repo}` and copy that cache, or give the path of a local folder."
+    ) from e
 
 
 def _dump(value) -> bytes:

@@ -23,43 +23,43 @@ HEAD = "lm_head.weight"
 _LAYER = "model.layers.{layer}."
 
 TABLE = [
-    # ours, Hugging Face, theirs -> ours
-    ("embed/table_VD", EMBEDDING, "V D -> V D"),
-    ("blocks/attn_norm/scale_D", _LAYER + "input_layernorm.weight", "D -> D"),
-    ("blocks/attn/q_DNH", _LAYER + "self_attn.q_proj.weight", "(N H) D -> D N H"),
-    ("blocks/attn/k_DKH", _LAYER + "self_attn.k_proj.weight", "(K H) D -> D K H"),
-    ("blocks/attn/v_DKH", _LAYER + "self_attn.v_proj.weight", "(K H) D -> D K H"),
-    ("blocks/attn/o_NHD", _LAYER + "self_attn.o_proj.weight", "D (N H) -> N H D"),
-    ("blocks/attn/q_bias_NH", _LAYER + "self_attn.q_proj.bias", "(N H) -> N H"),
-    ("blocks/attn/k_bias_KH", _LAYER + "self_attn.k_proj.bias", "(K H) -> K H"),
-    ("blocks/attn/v_bias_KH", _LAYER + "self_attn.v_proj.bias", "(K H) -> K H"),
-    ("blocks/attn/q_norm/scale_H", _LAYER + "self_attn.q_norm.weight", "H -> H"),
-    ("blocks/attn/k_norm/scale_H", _LAYER + "self_attn.k_norm.weight", "H -> H"),
-    ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_proj.weight", "F D -> D F"),
-    ("blocks/mlp/up_DF", _LAYER + "mlp.up_proj.weight", "F D -> D F"),
-    ("blocks/mlp/down_FD", _LAYER + "mlp.down_proj.weight", "D F -> F D"),
-    ("final_norm/scale_D", "model.norm.weight", "D -> D"),
-    ("head/kernel_DV", HEAD, "V D -> D V"),
+  # ours, Hugging Face, theirs -> ours
+  ("embed/table_VD", EMBEDDING, "V D -> V D"),
+  ("blocks/attn_norm/scale_D", _LAYER + "input_layernorm.weight", "D -> D"),
+  ("blocks/attn/q_DNH", _LAYER + "self_attn.q_proj.weight", "(N H) D -> D N H"),
+  ("blocks/attn/k_DKH", _LAYER + "self_attn.k_proj.weight", "(K H) D -> D K H"),
+  ("blocks/attn/v_DKH", _LAYER + "self_attn.v_proj.weight", "(K H) D -> D K H"),
+  ("blocks/attn/o_NHD", _LAYER + "self_attn.o_proj.weight", "D (N H) -> N H D"),
+  ("blocks/attn/q_bias_NH", _LAYER + "self_attn.q_proj.bias", "(N H) -> N H"),
+  ("blocks/attn/k_bias_KH", _LAYER + "self_attn.k_proj.bias", "(K H) -> K H"),
+  ("blocks/attn/v_bias_KH", _LAYER + "self_attn.v_proj.bias", "(K H) -> K H"),
+  ("blocks/attn/q_norm/scale_H", _LAYER + "self_attn.q_norm.weight", "H -> H"),
+  ("blocks/attn/k_norm/scale_H", _LAYER + "self_attn.k_norm.weight", "H -> H"),
+  ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_proj.weight", "F D -> D F"),
+  ("blocks/mlp/up_DF", _LAYER + "mlp.up_proj.weight", "F D -> D F"),
+  ("blocks/mlp/down_FD", _LAYER + "mlp.down_proj.weight", "D F -> F D"),
+  ("final_norm/scale_D", "model.norm.weight", "D -> D"),
+  ("head/kernel_DV", HEAD, "V D -> D V"),
 ]
 # The same name means two things: Llama's norm before the MLP is Gemma's norm after attention.
 PRE_NORMS = [
-    ("blocks/mlp_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
+  ("blocks/mlp_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
 ]
 PRE_AND_POST_NORMS = [
-    ("blocks/post_attn_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
-    ("blocks/mlp_norm/scale_D", _LAYER + "pre_feedforward_layernorm.weight", "D -> D"),
-    ("blocks/post_mlp_norm/scale_D", _LAYER + "post_feedforward_layernorm.weight", "D -> D"),
+  ("blocks/post_attn_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
+  ("blocks/mlp_norm/scale_D", _LAYER + "pre_feedforward_layernorm.weight", "D -> D"),
+  ("blocks/post_mlp_norm/scale_D", _LAYER + "post_feedforward_layernorm.weight", "D -> D"),
 ]
 # Buffers that old exports carry and that follow from config.json.
 SKIPPED = [
-    re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
-    re.compile(r"model\.rotary_emb\.inv_freq"),
+  re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+  re.compile(r"model\.rotary_emb\.inv_freq"),
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-  """"(N H) D -> D N H": theirs as groups of axes, ours as single axes."""
+  """ "(N H) D -> D N H": theirs as groups of axes, ours as single axes."""
 
   theirs: tuple[tuple[str, ...], ...]
   ours: tuple[str, ...]
@@ -108,16 +108,15 @@ def rows(cfg: DecoderConfig) -> list[Row]:
 def tensors_of(cfg: DecoderConfig) -> dict[str, tuple[Row, int | None]]:
   """Every tensor of theirs, layer by layer as a forward pass reads them: name -> (row, layer)."""
   found = [
-      (row.num_layers is not None, layer, name, row)
-      for row in rows(cfg)
-      for layer, name in enumerate(row.names())
+    (row.num_layers is not None, layer, name, row)
+    for row in rows(cfg)
+    for layer, name in enumerate(row.names())
   ]
   before = [item for item in found if not item[0] and item[2] == EMBEDDING]
   after = [item for item in found if not item[0] and item[2] != EMBEDDING]
   inside = sorted((item for item in found if item[0]), key=lambda item: item[1])
   return {
-      name: (row, layer if stacked else None)
-      for stacked, layer, name, row in before + inside + after
+    name: (row, layer if stacked else None) for stacked, layer, name, row in before + inside + after
   }
 
 
@@ -134,8 +133,7 @@ def read_slice(theirs, row: Row, index: Sequence[slice]) -> np.ndarray:
   """
   sizes = dict(zip(row.pattern.ours, row.shape, strict=True))
   bounds = {
-      axis: part.indices(sizes[axis])[:2]
-      for axis, part in zip(row.pattern.ours, index, strict=True)
+    axis: part.indices(sizes[axis])[:2] for axis, part in zip(row.pattern.ours, index, strict=True)
   }
   read, flat_shape, firsts = [], [], set()
   for first, *rest in row.pattern.theirs:

@@ -29,7 +29,9 @@ def held_out(tokenizer, conversations):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_row_that_fits_is_scored_once(tokenizer, conversations, packing):
-  made = make_eval_set("s", conversations, tokenizer, max_length=96, generate_rows=0, packing=packing)
+  made = make_eval_set(
+    "s", conversations, tokenizer, max_length=96, generate_rows=0, packing=packing
+  )
   dropped = sum(n for reasons in made.encoded.dropped.values() for n in reasons.values())
   assert dropped > 0 and len(made.encoded) + dropped == len(conversations) == 240
   assert made.questions == []
@@ -68,21 +70,45 @@ def test_all_languages_answer_the_same_questions(held_out, conversations):
   assert by_lang["en"] != first  # by hash, not the head of the file
 
 
-def test_more_questions_contain_the_fewer_and_the_order_of_rows_does_not_matter(tokenizer, conversations, held_out):
+def test_only_rows_that_fit_are_asked(tokenizer, conversations):
+  made = make_eval_set("s", conversations, tokenizer, max_length=60, generate_rows=8)
+  assert made.encoded.dropped.keys() == set(made.encoded.languages)
+  assert {q.example_id for q in made.questions} <= set(made.encoded.example_ids)
+  assert all(len(q.tokens) < 60 for q in made.questions)
+
+
+def test_more_questions_contain_the_fewer_and_the_order_of_rows_does_not_matter(
+  tokenizer, conversations, held_out
+):
   more = make_eval_set("heldout", conversations[::-1], tokenizer, max_length=96, generate_rows=5)
   assert {q.example_id for q in held_out.questions} < {q.example_id for q in more.questions}
   assert len(more.questions) == 60
   # Two rows of one group in one language: the same one, whichever comes first.
   twice = [dataclasses.replace(c, group_id="g") for c in conversations if c.lang == "hi"]
-  one, two = (make_eval_set("s", rows, tokenizer, max_length=96, generate_rows=4) for rows in (twice, twice[::-1]))
+  one, two = (
+    make_eval_set("s", rows, tokenizer, max_length=96, generate_rows=4)
+    for rows in (twice, twice[::-1])
+  )
   assert one.questions == two.questions
 
 
 def test_a_question_is_the_prompt_of_the_last_answer_as_training_shows_it(tokenizer):
-  messages = [("system", "كن موجزًا"), ("user", "你好？"), ("assistant", "क्ष"), ("user", "Mitä?"), ("assistant", "Öö 🌙")]
+  messages = [
+    ("system", "كن موجزًا"),
+    ("user", "你好？"),
+    ("assistant", "क्ष"),
+    ("user", "Mitä?"),
+    ("assistant", "Öö 🌙"),
+  ]
   c = Conversation(tuple(Message(*m) for m in messages), "fi", "id", "g", "f", "f:1")
   q = make_question(c, tokenizer)
-  assert (q.example_id, q.group_id, q.lang, q.prompt, q.reference) == ("id", "g", "fi", "Mitä?", "Öö 🌙")
+  assert (q.example_id, q.group_id, q.lang, q.prompt, q.reference) == (
+    "id",
+    "g",
+    "fi",
+    "Mitä?",
+    "Öö 🌙",
+  )
   rendered = tokenizer.template.render([dataclasses.asdict(m) for m in c.messages])
   start = rendered.spans[-1][0]
   assert rendered.text[start:].startswith("Öö 🌙")

@@ -26,7 +26,9 @@ def numbers(*rows):
 def test_the_worked_example():
   encoded = make_encoded([("en", "a", None, 3), ("fi", "b", None, 2)])
   encoded = dataclasses.replace(
-    encoded, tokens=np.array([7, 8, 9, 4, 5], np.uint32), trained=np.array([0, 0, 1, 0, 1], np.uint8)
+    encoded,
+    tokens=np.array([7, 8, 9, 4, 5], np.uint32),
+    trained=np.array([0, 0, 1, 0, 1], np.uint8),
   )
   batch = gather_rows(encoded, numbers([0, 1]), 6)
   assert batch.tokens.tolist() == [[7, 8, 9, 4, 5, 0]]
@@ -39,7 +41,10 @@ def test_the_worked_example():
 
 def naive_gather(encoded, rows, max_length):
   """Token by token, as one would say it."""
-  out = {name: np.zeros((len(rows), max_length), np.float32 if name == "weights" else np.int32) for name in FIELDS}
+  out = {
+    name: np.zeros((len(rows), max_length), np.float32 if name == "weights" else np.int32)
+    for name in FIELDS
+  }
   for r, row in enumerate(rows):
     at = 0
     for segment, i in enumerate(row, start=1):
@@ -60,10 +65,16 @@ def naive_gather(encoded, rows, max_length):
 @hypothesis.settings(deadline=None, max_examples=120, database=None)
 def test_gather_is_what_it_says_token_by_token(data):
   lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=8))
-  languages = data.draw(st.lists(st.sampled_from(["ar", "en", "zh"]), min_size=len(lengths), max_size=len(lengths)))
-  encoded = make_encoded([(lang, str(i), None, n) for i, (lang, n) in enumerate(zip(languages, lengths, strict=True))])
+  languages = data.draw(
+    st.lists(st.sampled_from(["ar", "en", "zh"]), min_size=len(lengths), max_size=len(lengths))
+  )
+  encoded = make_encoded(
+    [(lang, str(i), None, n) for i, (lang, n) in enumerate(zip(languages, lengths, strict=True))]
+  )
   # Any example may stand in any row, in any number, and rows may be empty.
-  rows = data.draw(st.lists(st.lists(st.integers(0, len(lengths) - 1), max_size=4), min_size=1, max_size=5))
+  rows = data.draw(
+    st.lists(st.lists(st.integers(0, len(lengths) - 1), max_size=4), min_size=1, max_size=5)
+  )
   batch = gather_rows(encoded, numbers(*rows), 24)
   check_batch(batch, len(rows), 24)
   assert_equal(batch, naive_gather(encoded, rows, 24))
@@ -116,7 +127,9 @@ def test_resuming_at_any_step_gives_the_same_batches(run):
 def test_the_rows_of_all_processes_are_the_batch_in_order(run, processes):
   encoded, plan, batches = run
   each = 8 // processes
-  parts = [load_batches(encoded, plan, 2, slice(p * each, (p + 1) * each)) for p in range(processes)]
+  parts = [
+    load_batches(encoded, plan, 2, slice(p * each, (p + 1) * each)) for p in range(processes)
+  ]
   for whole, *mine in itertools.zip_longest(batches[2:], *parts):
     joined = {name: np.concatenate([getattr(part, name) for part in mine]) for name in FIELDS}
     assert_equal(Batch(**joined), whole)
@@ -126,6 +139,8 @@ def test_a_fault_in_the_data_is_an_error_and_not_the_end(run):
   encoded, plan, _ = run
   damaged = dataclasses.replace(encoded, tokens=encoded.tokens[:-1])
   last = len(encoded) - 1
-  plan = dataclasses.replace(plan, examples=np.where(plan.examples == plan.examples[-1], last, plan.examples))
+  plan = dataclasses.replace(
+    plan, examples=np.where(plan.examples == plan.examples[-1], last, plan.examples)
+  )
   with pytest.raises(IndexError):
     list(load_batches(damaged, plan, 0))

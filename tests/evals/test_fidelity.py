@@ -52,11 +52,14 @@ def test_answers_without_language_are_failures(detector):
 
 
 def test_code_and_addresses_do_not_decide(detector):
-  code = "```python\nfor line in open(path):\n  print(line.strip() or 'nothing to see here')\n```"
+  comments = "# read every line of the file and print it, or say that there is nothing\n" * 4
+  code = f"```python\n{comments}for line in open(path):\n  print(line or 'nothing')\n```"
   fi = (
     f"Tässä on pyytämäsi ohjelma:\n{code}\nLisää: https://docs.python.org/3/library/functions.html"
   )
   assert detector.fidelity([fi, fi], ["fi", "en"]) == [True, False]
+  # No letter of Swahili is its own: with the comments the answer would pass for English.
+  assert detector.fidelity([f"Hii ni programu uliyoomba:\n{code}"], ["sw"]) == [True]
   en = f"Ohjelma:\n{code}\nHere you see how the lines of a file are printed one after the other."
   assert detector.fidelity([en], ["fi"]) == [False]
 

@@ -9,11 +9,11 @@ from mlit_jax.errors import UserError
 from mlit_jax.weights import hf_files
 
 ARRAYS = {
-    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
-    "b": np.array([[1.5], [-2.0]], ml_dtypes.bfloat16),
-    "c": np.arange(3, dtype=np.float16),
-    "empty": np.zeros((0, 4), np.float32),
-    "scalar": np.array(7, np.int64),
+  "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+  "b": np.array([[1.5], [-2.0]], ml_dtypes.bfloat16),
+  "c": np.arange(3, dtype=np.float16),
+  "empty": np.zeros((0, 4), np.float32),
+  "scalar": np.array(7, np.int64),
 }
 
 
@@ -73,22 +73,24 @@ def edited(**changes):
 
 
 DAMAGE = {
-    "empty": (lambda p: p.write_bytes(b""), "truncated: 0 bytes"),
-    "cut in header": (lambda p: p.write_bytes(p.read_bytes()[:40]), "truncated inside the header"),
-    "cut in data": (lambda p: p.write_bytes(p.read_bytes()[:-1]), "truncated: the header describes"),
-    "extra bytes": (lambda p: p.write_bytes(p.read_bytes() + b"x"), "1 bytes follow"),
-    "git-lfs": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-    "html": (lambda p: p.write_text("<!DOCTYPE html><html>not found</html>"), "not a safetensors"),
-    "not json": (lambda p: with_header(p, b"{]", b""), "not a safetensors"),
-    "list": (lambda p: with_header(p, [1], b""), "not an object"),
-    "not text": (lambda p: with_header(p, b"\xff\xfe", b""), "not text"),
-    "twice": (
-        lambda p: with_header(p, b'{"a":{}, "a":{}}', b""), "'a' stands in it twice"),
-    "dtype": (edited(dtype="F4"), "tensor a: unknown dtype 'F4'"),
-    "shape": (edited(shape=[2, 4]), "tensor a: F32 of shape [2, 4] takes 32 bytes"),
-    "negative": (edited(shape=[-2, -3]), "tensor a: unreadable"),
-    "offsets": (edited(data_offsets=[4, 28]), "starts at byte"),
-    "no offsets": (edited(data_offsets=None), "tensor a: unreadable"),
+  "empty": (lambda p: p.write_bytes(b""), "truncated: 0 bytes"),
+  "cut in header": (lambda p: p.write_bytes(p.read_bytes()[:40]), "truncated inside the header"),
+  "cut in data": (lambda p: p.write_bytes(p.read_bytes()[:-1]), "truncated: the header describes"),
+  "extra bytes": (lambda p: p.write_bytes(p.read_bytes() + b"x"), "1 bytes follow"),
+  "git-lfs": (
+    lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"),
+    "git lfs pull",
+  ),
+  "html": (lambda p: p.write_text("<!DOCTYPE html><html>not found</html>"), "not a safetensors"),
+  "not json": (lambda p: with_header(p, b"{]", b""), "not a safetensors"),
+  "list": (lambda p: with_header(p, [1], b""), "not an object"),
+  "not text": (lambda p: with_header(p, b"\xff\xfe", b""), "not text"),
+  "twice": (lambda p: with_header(p, b'{"a":{}, "a":{}}', b""), "'a' stands in it twice"),
+  "dtype": (edited(dtype="F4"), "tensor a: unknown dtype 'F4'"),
+  "shape": (edited(shape=[2, 4]), "tensor a: F32 of shape [2, 4] takes 32 bytes"),
+  "negative": (edited(shape=[-2, -3]), "tensor a: unreadable"),
+  "offsets": (edited(data_offsets=[4, 28]), "starts at byte"),
+  "no offsets": (edited(data_offsets=None), "tensor a: unreadable"),
 }
 
 
@@ -121,7 +123,9 @@ def test_index_and_shards_must_agree(tmp_path, change):
   else:
     index["weight_map"]["ghost"] = index["weight_map"]["a"]
   path.write_text(json.dumps(index))
-  with pytest.raises(UserError, match="disagree on 1 entries: " + ("c" if change == "drop" else "ghost")):
+  with pytest.raises(
+    UserError, match="disagree on 1 entries: " + ("c" if change == "drop" else "ghost")
+  ):
     hf_files.read_layout(tmp_path)
 
 
@@ -143,5 +147,5 @@ def test_pickles_are_refused_and_an_empty_folder_named(tmp_path):
   with pytest.raises(UserError, match="no weights here"):
     hf_files.read_layout(tmp_path)
   (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-  with pytest.raises(UserError, match="pytorch_model.bin.*save_pretrained"):
+  with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained"):
     hf_files.read_layout(tmp_path)

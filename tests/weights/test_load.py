@@ -8,13 +8,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import safetensors.torch  # noqa: E402
-import torch  # noqa: E402
+import safetensors.torch
+import torch
 
-from mlit_jax.errors import UserError  # noqa: E402
-from mlit_jax.model.config import from_hf  # noqa: E402
-from mlit_jax.weights import hf_files, load, source, table  # noqa: E402
-from tests import families  # noqa: E402
+from mlit_jax.errors import UserError
+from mlit_jax.model.config import from_hf
+from mlit_jax.weights import hf_files, load, source, table
+from tests import families
 
 
 def make(folder, variant, **kwargs):
@@ -50,7 +50,9 @@ def test_missing_unknown_and_misshapen_tensors_stand_in_one_message(tmp_path):
   message = refused(tmp_path, cfg)
   assert "3 missing: model.layers.0.mlp.up_proj.weight" in message
   assert "3 unknown: model.layers.0.mlp.extra.weight" in message
-  assert "3 of the wrong shape: model.layers." in message and "[31], config.json says [32]" in message
+  assert (
+    "3 of the wrong shape: model.layers." in message and "[31], config.json says [32]" in message
+  )
   assert "1 of a dtype that cannot be tuned: model.norm.weight is float64" in message
 
 
@@ -64,8 +66,12 @@ def test_long_lists_are_cut_but_counted(tmp_path):
 def test_old_rotary_buffers_are_skipped(tmp_path):
   cfg = make(tmp_path, "llama")
   before = table.flatten(load.load_params(tmp_path, cfg))
-  edit_weights(tmp_path, lambda t: t.update(
-      {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}))
+  edit_weights(
+    tmp_path,
+    lambda t: t.update(
+      {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
+    ),
+  )
   after = table.flatten(load.load_params(tmp_path, cfg))
   assert all((before[name] == after[name]).all() for name in before)
 
@@ -89,8 +95,8 @@ def test_values_become_float32_unchanged(tmp_path, dtype):
   np.testing.assert_array_equal(params["blocks"]["mlp"]["down_FD"][2], theirs.T)
 
 
-# Run in a process of its own, for the number of devices is fixed when JAX starts. 4 x 2 devices: heads
-# and MLP are cut in two, the width in four; gemma's single kv head stays whole.
+# A process of its own, for the number of devices is fixed when JAX starts. 4 x 2 devices: heads and
+# MLP are cut in two, the width in four; gemma's single kv head stays whole.
 SHARDED = """
 import pathlib, sys
 import jax, numpy as np
@@ -109,9 +115,11 @@ for folder in sys.argv[1:]:
   for name in plain:
     assert sharded[name].sharding == table.flatten(shardings)[name]
     np.testing.assert_array_equal(sharded[name], plain[name])
-  assert sharded["blocks/attn/q_DNH"].addressable_shards[0].data.size * 8 == plain["blocks/attn/q_DNH"].size
+  q_DNH = sharded["blocks/attn/q_DNH"]
+  assert q_DNH.addressable_shards[0].data.size * 8 == q_DNH.size
   out = pathlib.Path(folder + "-out")
-  save.save_folder(table.unflatten(sharded), cfg, out, files=s.files, dtypes=s.dtypes, layout=s.layout)
+  params = table.unflatten(sharded)
+  save.save_folder(params, cfg, out, files=s.files, dtypes=s.dtypes, layout=s.layout)
   for file in s.layout.headers:
     assert (out / file).read_bytes() == (pathlib.Path(folder) / file).read_bytes(), file
 print("equal")
@@ -124,8 +132,11 @@ def test_import_into_shards_equals_the_plain_import(tmp_path):
     folders.append(str(tmp_path / variant))
     families.make_model(folders[-1], variant, dtype="bfloat16", max_shard_size="40KB")
   env = os.environ | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+  }
   done = subprocess.run(
-      [sys.executable, "-c", SHARDED, *folders], env=env, capture_output=True, text=True, timeout=300)
+    [sys.executable, "-c", SHARDED, *folders], env=env, capture_output=True, text=True, timeout=300
+  )
   assert done.returncode == 0 and done.stdout.endswith("equal\n"), done.stderr[-4000:]

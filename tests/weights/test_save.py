@@ -16,8 +16,16 @@ from mlit_jax.model.decoder import init_params
 from mlit_jax.weights import hf_files, load, save, table
 
 CFG = DecoderConfig(
-    family="llama", vocab_size=37, d_model=8, num_layers=12, num_heads=2, num_kv_heads=1, head_dim=4,
-    d_ff=12, tied=True)
+  family="llama",
+  vocab_size=37,
+  d_model=8,
+  num_layers=12,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=4,
+  d_ff=12,
+  tied=True,
+)
 FILES = {"config.json": b'{"model_type": "llama"}', "additional_chat_templates/tool.jinja": b"x"}
 
 
@@ -55,7 +63,9 @@ def test_a_model_from_scratch_comes_back(tmp_path, params, max_shard_bytes):
 def test_values_may_lie_on_the_host_in_any_dtype(tmp_path, params):
   half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
   export(jax.tree.map(np.asarray, half), tmp_path / "out")
-  assert_same(load.load_params(tmp_path / "out", CFG), jax.tree.map(lambda a: a.astype(jnp.float32), half))
+  assert_same(
+    load.load_params(tmp_path / "out", CFG), jax.tree.map(lambda a: a.astype(jnp.float32), half)
+  )
 
 
 def test_a_tied_head_that_the_source_spells_out_is_spelt_out_again(tmp_path, params):
@@ -66,7 +76,9 @@ def test_a_tied_head_that_the_source_spells_out_is_spelt_out_again(tmp_path, par
   out = export(params, tmp_path / "out", layout=layout, dtypes=dtypes)
   assert hf_files.read_layout(out) == layout
   arrays = hf_files.map_tensors(out, layout)
-  np.testing.assert_array_equal(arrays[table.HEAD], arrays[table.EMBEDDING].astype(arrays[table.HEAD].dtype))
+  np.testing.assert_array_equal(
+    arrays[table.HEAD], arrays[table.EMBEDDING].astype(arrays[table.HEAD].dtype)
+  )
 
 
 def test_another_dtype_gets_shards_of_its_own(tmp_path, params):
@@ -96,9 +108,14 @@ def moved(params, value):
 
 
 @pytest.mark.parametrize(
-    "value, dtype, message",
-    [(1e5, "float16", "beyond the range of float16.*--dtype bfloat16"), (np.nan, "float32", "diverged"),
-     (np.inf, "bfloat16", "diverged"), (1.0, "int8", "one of float32")])
+  "value, dtype, message",
+  [
+    (1e5, "float16", "beyond the range of float16.*--dtype bfloat16"),
+    (np.nan, "float32", "diverged"),
+    (np.inf, "bfloat16", "diverged"),
+    (1.0, "int8", "one of float32"),
+  ],
+)
 def test_what_cannot_be_written_leaves_nothing(tmp_path, params, value, dtype, message):
   with pytest.raises(UserError, match=message) as e:
     export(moved(params, value), tmp_path / "out", dtypes=dtype)
@@ -147,18 +164,26 @@ def test_parameters_of_another_config_are_refused(tmp_path, params):
 
 def test_stop_ids_are_added_where_they_are_missing():
   files = {
-      "config.json": b'{"b": 1, "eos_token_id": 2, "a": "\xc3\xa9"}',
-      "generation_config.json": b'{"eos_token_id": [2, 7]}\n',
-      "tokenizer.json": b"{}",
+    "config.json": b'{"b": 1, "eos_token_id": 2, "a": "\xc3\xa9"}',
+    "generation_config.json": b'{"eos_token_id": [2, 7]}\n',
+    "tokenizer.json": b"{}",
   }
   assert save.with_stop_ids(files, [2]) == files
   out = save.with_stop_ids(files, (7, 2))
   assert out["config.json"].decode() == (
-      '{\n  "b": 1,\n  "eos_token_id": [\n    2,\n    7\n  ],\n  "a": "é"\n}')
+    '{\n  "b": 1,\n  "eos_token_id": [\n    2,\n    7\n  ],\n  "a": "é"\n}'
+  )
   assert {k: v for k, v in out.items() if k != "config.json"} == {
-      k: v for k, v in files.items() if k != "config.json"}
-  out = save.with_stop_ids({"config.json": b"{}\n", "generation_config.json": b'{"eos_token_id": null}'}, [5])
-  assert json.loads(out["config.json"]) == json.loads(out["generation_config.json"]) == {"eos_token_id": 5}
+    k: v for k, v in files.items() if k != "config.json"
+  }
+  out = save.with_stop_ids(
+    {"config.json": b"{}\n", "generation_config.json": b'{"eos_token_id": null}'}, [5]
+  )
+  assert (
+    json.loads(out["config.json"])
+    == json.loads(out["generation_config.json"])
+    == {"eos_token_id": 5}
+  )
 
 
 def test_a_forced_dtype_stands_in_the_config():
@@ -167,7 +192,8 @@ def test_a_forced_dtype_stands_in_the_config():
     assert save.with_dtype(files, "float32") == files
     assert json.loads(save.with_dtype(files, "bfloat16")["config.json"]) == {key: "bfloat16"}
   assert json.loads(save.with_dtype({"config.json": b"{}"}, "bfloat16")["config.json"]) == {
-      "torch_dtype": "bfloat16"}
+    "torch_dtype": "bfloat16"
+  }
 
 
 # Two processes with two devices each: every parameter that is cut lies in both.
@@ -200,13 +226,28 @@ def test_processes_import_their_slices_and_export_together(tmp_path, params):
     port = s.getsockname()[1]
   root = pathlib.Path(__file__).parents[2]
   env = os.environ | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": str(root)}
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(root),
+  }
   runs = [
-      subprocess.Popen(
-          [sys.executable, "-c", PROCESS, str(port), str(rank), str(folder), str(tmp_path / "out"), str(folder)],
-          env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-      for rank in range(2)
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-c",
+        PROCESS,
+        str(port),
+        str(rank),
+        str(folder),
+        str(tmp_path / "out"),
+        str(folder),
+      ],
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for rank in range(2)
   ]
   try:
     ends = [run.communicate(timeout=60) for run in runs]
@@ -215,5 +256,7 @@ def test_processes_import_their_slices_and_export_together(tmp_path, params):
       run.kill()
   assert [run.returncode for run in runs] == [0, 0], ends[0][1][-3000:] + ends[1][1][-3000:]
   assert "is not empty" in ends[0][0] and "first process cannot write" in ends[1][0]
-  assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+  assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+    folder / "model.safetensors"
+  ).read_bytes()
   assert sorted(os.listdir(tmp_path)) == ["in", "out"]

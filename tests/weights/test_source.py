@@ -8,21 +8,32 @@ from mlit_jax.model.config import DecoderConfig, to_hf
 from mlit_jax.weights import hf_files, source
 
 CFG = DecoderConfig(
-    family="llama", vocab_size=5, d_model=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, d_ff=4)
+  family="llama",
+  vocab_size=5,
+  d_model=4,
+  num_layers=1,
+  num_heads=1,
+  num_kv_heads=1,
+  head_dim=4,
+  d_ff=4,
+)
 CONFIG = to_hf(CFG, max_length=8, bos_id=1, eos_id=2, pad_id=None)
 KEPT = {
-    "config.json": json.dumps(CONFIG).encode(),
-    "generation_config.json": b"{ }",
-    "tokenizer.json": b"{}",
-    "tokenizer_config.json": b"{}",
-    "tokenizer.model": b"\x00\xff",
-    "chat_template.jinja": "{{ 'é' }}".encode(),
-    "additional_chat_templates/tool.jinja": b"tool",
-    "LICENSE": b"words",
+  "config.json": json.dumps(CONFIG).encode(),
+  "generation_config.json": b"{ }",
+  "tokenizer.json": b"{}",
+  "tokenizer_config.json": b"{}",
+  "tokenizer.model": b"\x00\xff",
+  "chat_template.jinja": "{{ 'é' }}".encode(),
+  "additional_chat_templates/tool.jinja": b"tool",
+  "LICENSE": b"words",
 }
 LEFT = {
-    "README.md": b"#", "training_args.bin": b"\x80", "checkpoint-10/config.json": b"{}",
-    "model.safetensors.tmp": b""}
+  "README.md": b"#",
+  "training_args.bin": b"\x80",
+  "checkpoint-10/config.json": b"{}",
+  "model.safetensors.tmp": b"",
+}
 
 
 @pytest.fixture
@@ -34,13 +45,16 @@ def folder(tmp_path):
   header = hf_files.plan_layout([("w", "float32", (0,))]).headers[hf_files.SINGLE_FILE]
   with hf_files.open_shard(folder / hf_files.SINGLE_FILE, header) as write:
     import numpy as np
+
     write(hf_files.parse_header(header, hf_files.SINGLE_FILE)[0], np.zeros(0, np.float32))
   return folder
 
 
 def test_a_folder_is_read_and_kept_in_the_workdir(folder, tmp_path):
   s = source.read_source(str(folder))
-  assert s.files == KEPT and s.config == CONFIG and s.dtypes == {"w": "float32"} and s.folder == folder
+  assert (
+    s.files == KEPT and s.config == CONFIG and s.dtypes == {"w": "float32"} and s.folder == folder
+  )
   workdir = tmp_path / "work"
   target = source.save_source_copy(s, workdir)
   assert sorted(p.name for p in workdir.iterdir()) == ["base"]
@@ -53,7 +67,7 @@ def test_a_folder_is_read_and_kept_in_the_workdir(folder, tmp_path):
 
 
 def test_a_workdir_without_a_copy_is_named(tmp_path):
-  with pytest.raises(UserError, match="tensors.json: not found"):
+  with pytest.raises(UserError, match=r"tensors\.json: not found"):
     source.load_source_copy(tmp_path)
   (tmp_path / "base").mkdir()
   (tmp_path / "base" / "tensors.json").write_text("{")
@@ -62,14 +76,20 @@ def test_a_workdir_without_a_copy_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config, message",
-    [
-        (CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config .gptq"),
-        (CONFIG | {"model_type": "mamba"}, "model_type 'mamba'. Supported are gemma3_text, llama, qwen3"),
-        ({k: v for k, v in CONFIG.items() if k != "hidden_size"}, "has no 'hidden_size'"),
-        ([1], "an object is expected"),
-        (None, "not readable as JSON"),
-    ],
+  "config, message",
+  [
+    (
+      CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+      "quantization_config .gptq",
+    ),
+    (
+      CONFIG | {"model_type": "mamba"},
+      "model_type 'mamba'. Supported are gemma3_text, llama, qwen3",
+    ),
+    ({k: v for k, v in CONFIG.items() if k != "hidden_size"}, "has no 'hidden_size'"),
+    ([1], "an object is expected"),
+    (None, "not readable as JSON"),
+  ],
 )
 def test_a_config_that_cannot_be_tuned_is_refused(folder, config, message):
   path = folder / "config.json"
@@ -85,7 +105,7 @@ def test_paths_that_are_no_model_are_named(folder, tmp_path):
   with pytest.raises(UserError, match="is a file"):
     source.read_source(folder / "config.json")
   (folder / "config.json").unlink()
-  with pytest.raises(UserError, match="config.json: not found"):
+  with pytest.raises(UserError, match=r"config\.json: not found"):
     source.read_source(folder)
 
 

@@ -25,7 +25,9 @@ def test_a_pattern_names_the_same_element_on_both_sides():
   assert ours.shape == (4, 3, 5) and ours[2, 1, 4] == theirs[4, 7]
 
 
-@pytest.mark.parametrize("text", ["(N H) D -> D N H", "D (N H) -> N H D", "N D -> D N", "(N H) -> N H"])
+@pytest.mark.parametrize(
+  "text", ["(N H) D -> D N H", "D (N H) -> N H D", "N D -> D N", "(N H) -> N H"]
+)
 def test_slices_are_cut_from_the_whole_and_export_undoes_import(text):
   r = row(text)
   theirs = np.arange(np.prod(r.their_shape)).reshape(r.their_shape)
@@ -47,13 +49,13 @@ class Recorder:
 
 
 @pytest.mark.parametrize(
-    "text, cut, elements",
-    [
-        ("(N H) D -> D N H", (slice(1, 3), slice(2, 3), slice(None)), 2 * 3),
-        ("D (N H) -> N H D", (slice(0, 2), slice(None), slice(4, 5)), 6),
-        ("(N H) D -> D N H", (slice(0, 1), slice(None), slice(1, 2)), 12),  # H cut: all heads are read
-        ("N D -> D N", (slice(0, 1), slice(3, 4)), 1),
-    ],
+  "text, cut, elements",
+  [
+    ("(N H) D -> D N H", (slice(1, 3), slice(2, 3), slice(None)), 2 * 3),
+    ("D (N H) -> N H D", (slice(0, 2), slice(None), slice(4, 5)), 6),
+    ("(N H) D -> D N H", (slice(0, 1), slice(None), slice(1, 2)), 12),  # H cut: all heads are read
+    ("N D -> D N", (slice(0, 1), slice(3, 4)), 1),
+  ],
 )
 def test_only_the_slice_is_read(text, cut, elements):
   r = row(text)
@@ -63,8 +65,16 @@ def test_only_the_slice_is_read(text, cut, elements):
 
 
 def config(**changes):
-  sizes = dict(family="llama", vocab_size=7, d_model=4, num_layers=2, num_heads=2, num_kv_heads=1,
-               head_dim=2, d_ff=6)
+  sizes = dict(
+    family="llama",
+    vocab_size=7,
+    d_model=4,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=2,
+    d_ff=6,
+  )
   return DecoderConfig(**(sizes | changes))
 
 
@@ -77,12 +87,14 @@ def test_every_row_is_used_and_every_name_is_one_tensor():
   for post in (False, True):
     rows = table.rows(config(post_norms=post, **ALL))
     names = [name for r in rows for name in r.names()]
-    assert len(set(names)) == len(names) and set(names) == set(table.tensors_of(config(post_norms=post, **ALL)))
+    assert len(set(names)) == len(names) and set(names) == set(
+      table.tensors_of(config(post_norms=post, **ALL))
+    )
 
 
 def test_a_parameter_without_a_row_is_an_error(monkeypatch):
   monkeypatch.setattr(table, "TABLE", [r for r in table.TABLE if r[0] != "blocks/mlp/up_DF"])
-  with pytest.raises(AssertionError, match="no row.*blocks/mlp/up_DF"):
+  with pytest.raises(AssertionError, match=r"no row.*blocks/mlp/up_DF"):
     table.rows(config())
 
 

@@ -1,4 +1,4 @@
-"""Our decoder and the one of transformers are the same function, before tuning and after an export."""
+"""Our decoder and that of transformers are one function, before tuning and after an export."""
 
 import json
 import pathlib
@@ -11,13 +11,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import torch  # noqa: E402
+import torch
 
-from mlit_jax.errors import UserError  # noqa: E402
-from mlit_jax.model import decoder  # noqa: E402
-from mlit_jax.model.config import from_hf  # noqa: E402
-from mlit_jax.weights import load, save, source, table  # noqa: E402
-from tests import families  # noqa: E402
+from mlit_jax.errors import UserError
+from mlit_jax.model import decoder
+from mlit_jax.model.config import from_hf
+from mlit_jax.weights import load, save, source, table
+from tests import families
 
 # Beyond the windows (3 and 4) and beyond the 16 positions of the scaled RoPEs.
 TOKENS_BT = np.random.default_rng(0).integers(0, families.VOCAB_SIZE, (2, 60), np.int32)
@@ -53,18 +53,38 @@ def test_logits_are_those_of_transformers(tmp_path, variant):
 
 # config.json as the hub has it (written by transformers 4), where RoPE stands under other keys.
 PUBLISHED = {
-    "llama": dict(
-        rope_parameters=None, dtype=None, torch_dtype="float32", rope_theta=10_000.0,
-        rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                      "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
-    "llama_plain": dict(rope_parameters=None, rope_theta=500_000.0, head_dim=None),
-    "qwen3": dict(
-        rope_parameters=None, rope_theta=1e6, rope_scaling=None, layer_types=None,
-        use_sliding_window=False, sliding_window=None, max_window_layers=28),
-    "gemma3_text": dict(
-        rope_parameters=None, layer_types=None, sliding_window_pattern=6, rope_theta=1_000_000.0,
-        rope_local_base_freq=10_000.0, rope_scaling={"rope_type": "linear", "factor": 8.0},
-        tie_word_embeddings=None),
+  "llama": dict(
+    rope_parameters=None,
+    dtype=None,
+    torch_dtype="float32",
+    rope_theta=10_000.0,
+    rope_scaling={
+      "rope_type": "llama3",
+      "factor": 8.0,
+      "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 16,
+    },
+  ),
+  "llama_plain": dict(rope_parameters=None, rope_theta=500_000.0, head_dim=None),
+  "qwen3": dict(
+    rope_parameters=None,
+    rope_theta=1e6,
+    rope_scaling=None,
+    layer_types=None,
+    use_sliding_window=False,
+    sliding_window=None,
+    max_window_layers=28,
+  ),
+  "gemma3_text": dict(
+    rope_parameters=None,
+    layer_types=None,
+    sliding_window_pattern=6,
+    rope_theta=1_000_000.0,
+    rope_local_base_freq=10_000.0,
+    rope_scaling={"rope_type": "linear", "factor": 8.0},
+    tie_word_embeddings=None,
+  ),
 }
 
 
@@ -81,19 +101,25 @@ def test_configs_as_published_are_read_alike(tmp_path, variant):
 
 
 @pytest.mark.parametrize(
-    "variant, changes",
-    [
-        ("llama", {"attention_bias": True}),
-        ("llama", {"mlp_bias": True}),
-        ("llama", {"hidden_act": "gelu"}),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
-        ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
-        ("gemma3_text", {"attn_logit_softcapping": 2.0}),
-        ("gemma3_text", {"use_bidirectional_attention": True}),
-        ("gemma3_text", {"rope_parameters": {
-            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}}),
-    ],
+  "variant, changes",
+  [
+    ("llama", {"attention_bias": True}),
+    ("llama", {"mlp_bias": True}),
+    ("llama", {"hidden_act": "gelu"}),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
+    ("gemma3_text", {"attn_logit_softcapping": 2.0}),
+    ("gemma3_text", {"use_bidirectional_attention": True}),
+    (
+      "gemma3_text",
+      {
+        "rope_parameters": {
+          "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+          "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+        }
+      },
+    ),
+  ],
 )
 def test_what_we_would_compute_otherwise_is_refused(tmp_path, variant, changes):
   config = families.random_model(variant).config.to_dict() | changes
@@ -122,9 +148,12 @@ def test_export_of_import_is_the_source_byte_for_byte(tmp_path, variant, dtype, 
 def tuned(params, seed=1):
   """Every parameter moved, each by its own noise."""
   rng = np.random.default_rng(seed)
-  return table.unflatten({
+  return table.unflatten(
+    {
       name: a + 0.05 * np.asarray(a).std() * rng.standard_normal(a.shape, np.float32)
-      for name, a in table.flatten(params).items()})
+      for name, a in table.flatten(params).items()
+    }
+  )
 
 
 def greedy(params, cfg, prompt, steps):
@@ -157,12 +186,14 @@ def test_transformers_computes_what_the_tuned_model_does(tmp_path, variant, dtyp
   model = families.load_model(out)
   tokenizer = transformers.AutoTokenizer.from_pretrained(out)
   prompt = tokenizer.apply_chat_template(
-      [{"role": "user", "content": SCRIPTS}], add_generation_prompt=True, return_dict=False)
+    [{"role": "user", "content": SCRIPTS}], add_generation_prompt=True, return_dict=False
+  )
   assert len(prompt) > 80
   prompt_BT = np.array([prompt], np.int32)
   assert_same_logits(our_logits(params, cfg, prompt_BT), families.hf_logits(model, prompt_BT))
   theirs = model.generate(
-      torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)[0, len(prompt) :]
+    torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None
+  )[0, len(prompt) :]
   continuation = greedy(params, cfg, prompt, 12)
   assert continuation == theirs.tolist()
   assert len(set(continuation)) > 2

@@ -1,0 +1,518 @@
+"""report.html of a run: one page that needs nothing else, from the files that lie in the workdir.
+
+  write_report(root)             -> root/report.html
+  write_chart(root, "chart.svg") -> its first chart alone, on white
+
+Whatever is missing (a killed run, no evaluation, no answers) is left out and said so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import langcodes
+
+from mlit_jax import runtime
+from mlit_jax.training import charts
+from mlit_jax.training.card import METRIC_FORMAT
+from mlit_jax.training.charts import escape
+
+NAMES = {"fidelity": "language fidelity", "bits_per_byte": "bits per byte", "chrf": "chrF"}
+LOWER_IS_BETTER = ("loss", "bits_per_byte")
+SUMMARY_ROWS = ("mean", "worst")
+SAMPLES = 2  # answers shown per language
+MAX_CHARACTERS = 700  # of a shown prompt or answer
+MAX_LINES = 24  # languages in one chart of curves; more cannot be told apart
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+STYLE = f"""
+:root {{ color-scheme: light dark; {charts.LIGHT} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {charts.DARK} }} }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0 auto; padding: 24px 16px 64px; max-width: 1120px; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }}
+h1 {{ font-size: 26px; margin: 0 0 4px; line-height: 1.2; }} h2 {{ font-size: 19px; margin: 40px 0 6px; }}
+figure {{ margin: 0; }} h3 {{ font-size: 15px; margin: 24px 0 6px; }} p {{ margin: 4px 0 10px; max-width: 76ch; }}
+.quiet {{ color: var(--muted); }} code {{ font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }}
+.notice {{ border-left: 4px solid var(--c1); padding: 2px 12px; }}
+.pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px 40px; align-items: start; }}
+.pair .chart {{ width: 100%; max-width: 540px; height: auto; display: block; }}
+.key {{ display: inline-block; width: 10px; height: 10px; border-radius: 50%; border: 2px solid var(--muted); }}
+.key.new {{ background: var(--c0); border-color: var(--c0); }} .key.worse {{ background: var(--c1); border-color: var(--c1); }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; vertical-align: top; }}
+th {{ font-weight: 600; }} thead th {{ vertical-align: bottom; }}
+.lang {{ text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--page); }} .group {{ text-align: center; }}
+tr.sum > * {{ border-top: 2px solid var(--muted); font-weight: 600; }} td small {{ color: var(--muted); display: block; font-size: 11.5px; }}
+.wrong {{ color: var(--c1); font-weight: 700; }}
+.sample {{ border-top: 1px solid var(--rule); padding: 8px 0 12px; }}
+.sample > p {{ margin: 0 0 6px; max-width: none; font-weight: 600; }}
+.answers {{ display: grid; grid-template-columns: 1fr 1fr; gap: 4px 24px; }} .answers h4 {{ margin: 0; font-size: 12px; font-weight: 400; color: var(--muted); }}
+.said {{ white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; max-height: 10.5em; overflow-y: auto; }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 14px; font-size: 13px; }} dd {{ margin: 0; overflow-wrap: anywhere; }}
+@media (max-width: 560px) {{ .answers {{ grid-template-columns: 1fr; }} th, td {{ padding: 4px 7px; }} }}
+@media print {{ body {{ max-width: none; padding: 0; font-size: 11pt; }} .wide {{ overflow: visible; }} table {{ font-size: 7.5pt; }}
+  th, td {{ padding: 2px 4px; }} .said {{ max-height: none; font-size: 9pt; line-height: 1.35; }} tr, .sample, .chart {{ break-inside: avoid; }} h2, h3 {{ break-after: avoid; }}
+  .pair {{ grid-template-columns: 1fr 1fr; gap: 16px; }} }}
+{charts.COLOURS}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What lies in a workdir. Empty containers stand for missing or unreadable files."""
+
+  name: str
+  config: dict
+  versions: dict
+  ledger: dict
+  events: list[dict]
+  figures: dict[int, dict]  # step -> set -> language -> metric -> {"value", "n", "low", "high"}
+  answers: dict[int, dict]  # step -> (language, id) -> record
+
+  @property
+  def sets(self) -> list[str]:
+    return sorted({name for by_set in self.figures.values() for name in by_set})
+
+  def first_and_last(self, name: str) -> tuple[int | None, int]:
+    """The first and the last step at which a set was evaluated; no first one if they are the same."""
+    steps = [step for step, by_set in sorted(self.figures.items()) if name in by_set]
+    return (steps[0] if len(steps) > 1 else None), steps[-1]
+
+  def examples(self, lang: str) -> int:
+    return self.ledger.get("languages", {}).get(lang, {}).get("examples", 0)
+
+  def order(self, languages) -> list[str]:
+    """Languages with most examples per epoch first, so that those not trained on come last."""
+    planned = self.ledger.get("languages", {})
+    return sorted(
+      (lang for lang in languages if lang not in SUMMARY_ROWS),
+      key=lambda lang: (-planned.get(lang, {}).get("per_epoch", 0), lang),
+    )
+
+
+def write_report(root: Path) -> Path:
+  """Write root/report.html."""
+  root = Path(root)
+  run = read_run(root)
+  sections = [head(run)]
+  sections += [before_after(run, name) for name in run.sets] or [
+    _missing("Before → after", "No evaluation lies here.")
+  ]
+  sections += [curves(run), ledger_table(run)]
+  sections += [metrics_table(run, name) for name in run.sets]
+  sections += [samples(run), foot(run)]
+  page = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f"<title>{escape(run.name)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
+    + "\n".join(sections)
+    + "\n</body></html>\n"
+  )
+  path = root / "report.html"
+  runtime.write_atomic(path, page)
+  return path
+
+
+def write_chart(root: Path, out: Path) -> Path:
+  """Write the chart before → after of the first set alone, as SVG on white."""
+  run, out = read_run(Path(root)), Path(out)
+  drawn, title, key = [], "No evaluation lies here.", []
+  if run.sets:
+    title, drawn = run.sets[0], change_charts(run, run.sets[0])
+    first, last = run.first_and_last(title)
+    key = [("new", f"step {last}"), ("", "bars: 95 % intervals; bold: trained on")]
+    if first is not None:
+      key = [("old", f"before (step {first})"), key[0], ("new worse", "worse than before"), key[1]]
+  runtime.write_atomic(out, charts.standalone(drawn, title, key))
+  return out
+
+
+def read_run(root: Path) -> Run:
+  stored = _read_json(root / "config.json")
+  folders = {int(p.name): p for p in (root / "evals").glob("*") if p.name.isdigit()}
+  figures = {
+    step: {p.stem: found for p in sorted(folder.glob("*.json")) if (found := _figures(p))}
+    for step, folder in sorted(folders.items())
+  }
+  answers = {
+    step: {
+      (r["lang"], r["id"]): r
+      for r in _read_lines(folder / "generations.jsonl")
+      if {"lang", "id", "response"} <= r.keys()
+    }
+    for step, folder in sorted(folders.items())
+  }
+  return Run(
+    name=root.resolve().name,
+    config=stored.get("config", {}),
+    versions=stored.get("versions", {}),
+    ledger=_read_json(root / "data_plan.json"),
+    events=[e for e in _read_lines(root / "metrics.jsonl") if isinstance(e.get("step"), int)],
+    figures={step: by_set for step, by_set in figures.items() if by_set},
+    answers={step: rows for step, rows in answers.items() if rows},
+  )
+
+
+def head(run: Run) -> str:
+  """Title, one line of what was run, and how far it came."""
+  model = run.config.get("model", {})
+  sizes = model.get("sizes") or {}
+  what = model.get("path") or "a decoder from scratch"
+  if not model.get("path") and sizes:
+    what += f" ({', '.join(f'{key} {value}' for key, value in sizes.items())})"
+  parts = [escape(what)] if run.config else []
+  ledger = run.ledger
+  if ledger:
+    parts += [
+      f"mixture <code>{escape(json.dumps(ledger.get('mixture'), ensure_ascii=False))}</code>",
+      f"{escape(ledger.get('steps'))} steps of {escape(ledger.get('rows_per_step'))} × {escape(ledger.get('max_length'))} tokens"
+      f" ({escape(ledger.get('epochs'))} epoch{'s' * (ledger.get('epochs') != 1)})",
+      f"plan <code>{escape(ledger.get('hash'))}</code>",
+    ]
+  out = f"<h1>{escape(run.name)}</h1>\n<p>{' · '.join(parts) or 'Neither config.json nor data_plan.json lies here.'}</p>"
+  reached = max((e["step"] for e in run.events), default=0)
+  if ledger and not _is_finished(run):
+    out += f'\n<p class="notice">Not finished: the last event is of step {reached} of {escape(ledger.get("steps"))}.</p>'
+  return out
+
+
+def before_after(run: Run, name: str) -> str:
+  """The chart of one set, with its key."""
+  first, last = run.first_and_last(name)
+  after = f'<span class="key new"></span> step {last}'
+  if first is None:
+    key = f"{after}, the only evaluation."
+  else:
+    key = f'<span class="key"></span> before (step {first}) and {after}; <span class="key worse"></span> where that is worse.'
+  text = (
+    f"{key} The bars are 95 % intervals. Languages in <b>bold</b> were trained on, with their examples"
+    " per epoch. The mean weighs languages equally; the worst language is named."
+  )
+  drawn = "".join(f"<figure>{charts.inline(c)}</figure>" for c in change_charts(run, name))
+  return f'<h2>Before → after: {escape(name)}</h2>\n<p class="quiet">{text}</p>\n<div class="pair">{drawn}</div>'
+
+
+def change_charts(run: Run, name: str) -> list[charts.Chart]:
+  """Dumbbells of language fidelity and of bits per byte (or loss), whichever were measured."""
+  first, last = run.first_and_last(name)
+  new = run.figures[last][name]
+  old = run.figures[first][name] if first is not None else {}
+  measured = {metric for by_metric in new.values() for metric in by_metric}
+  likelihood = "bits_per_byte" if "bits_per_byte" in measured else "loss"
+  return [
+    _change_chart(run, metric, old, new)
+    for metric in ("fidelity", likelihood)
+    if metric in measured
+  ]
+
+
+def curves(run: Run) -> str:
+  """Over steps: every set's bits per byte (or loss) per language, and the loss of training."""
+  drawn = []
+  for name in run.sets:
+    for metric in ("bits_per_byte", "loss"):
+      points = _series(run, f"eval/{name}/", f"/{metric}")
+      if any(len(p) > 1 for p in points.values()):
+        drawn.append(_curve_chart(run, f"{name}: {_name(metric)}", points, "mean"))
+        break
+  points = _series(run, "train/loss/", "")
+  whole = _series(run, "train/", "loss")
+  if any(len(p) > 1 for p in whole.values()):
+    drawn.append(
+      _curve_chart(run, "train loss, per trained token", points | {"all": whole[""]}, "all")
+    )
+  if not drawn:
+    return _missing(
+      "Over steps", "Fewer than two events of each kind lie here, so there is no curve."
+    )
+  figures = "".join(f"<figure>{charts.inline(c)}</figure>" for c in drawn)
+  return f'<h2>Over steps</h2>\n<div class="pair">{figures}</div>'
+
+
+def ledger_table(run: Run) -> str:
+  """Planned beside trained, as the device counted it."""
+  languages = run.ledger.get("languages", {})
+  if not languages:
+    return _missing("Ledger", "No data_plan.json lies here.")
+  counted = ("examples", "tokens", "trained_tokens")
+  wrong = [
+    x for x, e in languages.items() for k in counted if "trained" in e and e["trained"][k] != e[k]
+  ]
+  if not _is_finished(run):
+    text = "What the plan says; the run has not ended, so nothing stands beside it."
+  elif wrong:
+    text = f'<span class="wrong">Trained and planned differ: {escape(", ".join(sorted(set(wrong))))}.</span>'
+  else:
+    text = (
+      "Planned, and beside it what the device counted in the batches: they agree in every language."
+    )
+  rows = "".join(
+    f"<tr>{_ledger_cells(lang, languages[lang])}</tr>" for lang in run.order(languages)
+  )
+  total = {
+    k: sum(e[k] for e in languages.values())
+    for k in ("rows_read", "per_epoch", *counted, "repeats", "truncated")
+  }
+  total |= {
+    "dropped": {"": sum(sum(e["dropped"].values()) for e in languages.values())},
+    "bytes_per_token": None,
+  }
+  total["share_of_trained_tokens"] = sum(e["share_of_trained_tokens"] for e in languages.values())
+  if all("trained" in e for e in languages.values()):
+    total["trained"] = {k: sum(e["trained"][k] for e in languages.values()) for k in counted}
+  return (
+    f'<h2>Ledger</h2>\n<p class="quiet">{text} Padding {run.ledger.get("padding", 0):.1%}.</p>\n<div class="wide"><table><thead>'
+    '<tr><th rowspan="2" class="lang">language</th><th rowspan="2">rows read</th><th rowspan="2">dropped</th><th rowspan="2">per epoch</th>'
+    '<th colspan="2" class="group">examples</th><th colspan="2" class="group">tokens</th>'
+    '<th colspan="2" class="group">trained tokens</th><th rowspan="2">share</th><th rowspan="2">repeats</th>'
+    '<th rowspan="2">truncated</th><th rowspan="2">bytes/<br>token</th></tr>'
+    f"<tr>{'<th>planned</th><th>trained</th>' * 3}</tr></thead>\n<tbody>{rows}"
+    f'<tr class="sum">{_ledger_cells("total", total)}</tr></tbody></table></div>'
+  )
+
+
+def metrics_table(run: Run, name: str) -> str:
+  """All metrics of the last evaluation of a set, with intervals and numbers of examples."""
+  _, last = run.first_and_last(name)
+  by_lang = run.figures[last][name]
+  found = {metric for by_metric in by_lang.values() for metric in by_metric}
+  metrics = [m for m in METRIC_FORMAT if m in found] + sorted(found - METRIC_FORMAT.keys())
+  rows = []
+  for lang in [*run.order(by_lang), *(x for x in SUMMARY_ROWS if x in by_lang)]:
+    cells = "".join(f"<td>{_figure_cell(m, by_lang[lang].get(m))}</td>" for m in metrics)
+    rows.append(
+      f'<tr{" class=sum" if lang == "mean" else ""}><td class="lang">{_language(lang)}</td>{cells}</tr>'
+    )
+  titles = "".join(f"<th>{escape(_name(m))}</th>" for m in metrics)
+  return (
+    f"<h2>All metrics: {escape(name)}, step {last}</h2>\n"
+    '<p class="quiet">Value, 95 % interval, number of examples.</p>\n'
+    f'<div class="wide"><table><thead><tr><th class="lang">language</th>{titles}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div>'
+  )
+
+
+def samples(run: Run) -> str:
+  """A few answers per language, before and after, below the prompt they answer."""
+  if not run.answers:
+    return _missing("Answers", "No generations.jsonl lies here.")
+  first, last = min(run.answers), max(run.answers)
+  steps = [first, last] if first != last else [last]
+  parts = ["<h2>Answers</h2>"]
+  for lang in run.order({lang for lang, _ in run.answers[last]}):
+    parts.append(f"<h3>{_language(lang)}</h3>")
+    for key in [key for key in run.answers[last] if key[0] == lang][:SAMPLES]:
+      answers = "".join(_answer(lang, step, run.answers[step].get(key)) for step in steps)
+      prompt = _said("p", lang, run.answers[last][key].get("prompt", ""))
+      parts.append(f'<div class="sample">{prompt}<div class="answers">{answers}</div></div>')
+  return "\n".join(parts)
+
+
+def foot(run: Run) -> str:
+  """What shaped the run, and when it ended."""
+  facts = dict(run.versions)
+  if run.events and charts.is_number(run.events[-1].get("time")):
+    facts["last event"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.events[-1]["time"]))
+  if "seed" in run.ledger:
+    facts["seed"] = run.ledger["seed"]
+  if not facts:
+    return ""
+  return f"<h2>Made with</h2>\n<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in facts.items())}</dl>"
+
+
+def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
+  rows = []
+  for lang in [*run.order(old.keys() | new.keys()), *SUMMARY_ROWS]:
+    before, after = old.get(lang, {}).get(metric), new.get(lang, {}).get(metric)
+    if not before and not after:
+      continue
+    entry = run.ledger.get("languages", {}).get(lang, {})
+    rows.append(
+      charts.Row(
+        name=lang if lang in SUMMARY_ROWS else f"{lang} {_display_name(lang)}".strip(),
+        note=f"{entry.get('per_epoch', 0):,}"
+        if run.ledger and lang not in SUMMARY_ROWS
+        else _worst_names(before, after),
+        values=" → ".join(_value(metric, f) for f in (before, after) if f),
+        old=before,
+        new=after,
+        worse=_is_worse(metric, before, after),
+        strong=lang in SUMMARY_ROWS or run.examples(lang) > 0,
+        rule_above=lang == "mean",
+      )
+    )
+  better = "lower" if metric in LOWER_IS_BETTER else "higher"
+  return charts.dumbbells(
+    f"{_name(metric)} ({better} is better)",
+    "per epoch" if run.ledger else "",
+    rows,
+    lambda v: f"{v:.0%}" if metric == "fidelity" else f"{v:g}",
+    ends=(0, 1) if metric == "fidelity" else None,
+  )
+
+
+def _curve_chart(run: Run, title: str, points: dict[str, list], summary: str) -> charts.Chart:
+  languages = [lang for lang in run.order(points) if lang != summary and points[lang]]
+  kept = languages[:MAX_LINES]
+  if len(kept) < len(languages):
+    title += f" ({MAX_LINES} of {len(languages)} languages)"
+  lines = [charts.Line(lang, points[lang], i) for i, lang in enumerate(kept)]
+  if points.get(summary):
+    lines.append(charts.Line(summary, points[summary], "heavy"))
+  return charts.lines(title, lines)
+
+
+def _series(run: Run, prefix: str, suffix: str) -> dict[str, list[tuple[int, float]]]:
+  """{language: [(step, value)]} of the events named prefix + language + suffix; no figure, no point."""
+  pattern = re.compile(re.escape(prefix) + "([^/]*)" + re.escape(suffix))
+  out: dict[str, dict[int, float]] = {}
+  for event in run.events:
+    for key, value in event.items():
+      match = pattern.fullmatch(key)
+      if match and charts.is_number(value):
+        out.setdefault(match[1], {})[event["step"]] = value
+  return {lang: sorted(by_step.items()) for lang, by_step in out.items()}
+
+
+def _ledger_cells(lang: str, e: dict) -> str:
+  dropped = ", ".join(f"{reason} {count:,}".strip() for reason, count in e["dropped"].items())
+  pairs = ""
+  for k in ("examples", "tokens", "trained_tokens"):
+    counted = e.get("trained", {}).get(k)
+    kind = ' class="wrong"' if counted not in (None, e[k]) else ""
+    pairs += f"<td>{e[k]:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
+  density = f"{e['bytes_per_token']:.2f}" if e["bytes_per_token"] else ""
+  return (
+    f'<td class="lang">{_language(lang)}</td>'
+    f"<td>{e['rows_read']:,}</td><td>{escape(dropped)}</td><td>{e['per_epoch']:,}</td>{pairs}"
+    f"<td>{e['share_of_trained_tokens']:.2%}</td><td>{e['repeats']:,}</td><td>{e['truncated']:,}</td><td>{density}</td>"
+  )
+
+
+def _figure_cell(metric: str, figure: dict | None) -> str:
+  if not figure:
+    return "–"
+  value = escape(_value(metric, figure))
+  if charts.is_number(figure["value"]):
+    value = (
+      f'<data value="{figure["value"]!r}">{value}</data>'  # unrounded, for whoever reads by program
+    )
+  interval = ""
+  if charts.is_number(figure.get("low")) and charts.is_number(figure.get("high")):
+    interval = f"{_format(metric, figure['low'])} – {_format(metric, figure['high'])}, "
+  return f"{escape(_worst_names(figure))} {value}<small>{interval}n {figure['n']:,}</small>"
+
+
+def _answer(lang: str, step: int, record: dict | None) -> str:
+  if record is None:
+    return f"<div><h4>step {step}</h4>–</div>"
+  cut = "" if record.get("stopped", True) else ", cut at the length limit"
+  count = record.get("tokens")
+  tokens = "" if count is None else f", {escape(count)} token{'s' * (count != 1)}"
+  return f"<div><h4>step {step}{tokens}{cut}</h4>{_said('div', lang, record['response'])}</div>"
+
+
+def _said(tag: str, lang: str, text: object) -> str:
+  """A prompt or an answer in its own direction; `lang` picks the right letter forms."""
+  shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+  return f'<{tag} class="said" dir="auto" lang="{escape(lang)}">{escape(charts.shorten(shown, MAX_CHARACTERS))}</{tag}>'
+
+
+def _missing(title: str, text: str) -> str:
+  return f'<h2>{escape(title)}</h2>\n<p class="quiet">{escape(text)}</p>'
+
+
+def _language(lang: str) -> str:
+  name = _display_name(lang)
+  return f"{escape(lang)} {escape(name)}".strip()
+
+
+def _display_name(lang: str) -> str:
+  """English name of a tag, or nothing for what is no tag. A report goes without names rather than fail."""
+  if lang in (*SUMMARY_ROWS, "total") or not find_spec("language_data"):
+    return ""
+  try:
+    return langcodes.Language.get(lang).display_name() if langcodes.tag_is_valid(lang) else ""
+  except ValueError:
+    return ""
+
+
+def _name(metric: str) -> str:
+  return NAMES.get(metric, metric.replace("_", " "))
+
+
+def _value(metric: str, figure: dict) -> str:
+  if charts.is_number(figure["value"]):
+    return _format(metric, figure["value"])
+  return "not finite" if figure["n"] else "–"
+
+
+def _format(metric: str, value: float) -> str:
+  return f"{value:{METRIC_FORMAT.get(metric, '.3f')}}"
+
+
+def _worst_names(*figures: dict | None) -> str:
+  """Of the row of worst languages: "cs → zh", or one name where it stayed the same."""
+  return " → ".join(dict.fromkeys(f["lang"] for f in figures if f and "lang" in f))
+
+
+def _is_worse(metric: str, before: dict | None, after: dict | None) -> bool:
+  if (
+    not before
+    or not after
+    or not charts.is_number(before["value"])
+    or not charts.is_number(after["value"])
+  ):
+    return False
+  change = after["value"] - before["value"]
+  return change > 0 if metric in LOWER_IS_BETTER else change < 0
+
+
+def _is_finished(run: Run) -> bool:
+  languages: Sequence[dict] = list(run.ledger.get("languages", {}).values())
+  return bool(languages) and all("trained" in e for e in languages)
+
+
+def _read_json(path: Path) -> dict:
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def _figures(path: Path) -> dict:
+  """The figures of a set; nothing if the file holds something else."""
+  found = _read_json(path)
+  try:
+    return (
+      found
+      if all({"value", "n"} <= f.keys() for by_metric in found.values() for f in by_metric.values())
+      else {}
+    )
+  except AttributeError:
+    return {}
+
+
+def _read_lines(path: Path) -> list[dict]:
+  """Objects of a JSON lines file; a line that a kill cut short is left out."""
+  try:
+    lines = path.read_text(encoding="utf-8").split("\n")
+  except (OSError, ValueError):
+    return []
+  out = []
+  for line in lines:
+    try:
+      found = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(found, dict):
+      out.append(found)
+  return out

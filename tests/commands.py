@@ -1,0 +1,106 @@
+"""The commands as tests call them, and the smallest run that has everything in it.
+
+    config = commands.write_config(tmp_path, "c.steps = 4")
+    code, out, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run")
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from unittest import mock
+
+ROOT = pathlib.Path(__file__).parent.parent
+COUNTS = {"en": 16, "sw": 4, "zh": 4}
+
+_CONFIG = """from configs import quickstart
+
+
+def get_config():
+  c = quickstart.get_config()
+  c.epochs = 1
+  c.model.sizes = dict(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64)
+  c.data.train = {{lang: c.data.train[lang] for lang in {languages}}}
+  c.data.mixture = {{"counts": {{"en": 16, "*": 8}}}}
+  c.batch.rows = 4
+  c.batch.max_length = 128
+  c.optimizer.warmup_steps = 2
+  c.eval.sets = {{"heldout": {{lang: c.eval.sets["heldout"][lang] for lang in {languages}}}}}
+  c.eval.every_steps = 2
+  c.eval.generate_rows = 1
+  c.eval.max_new_tokens = 4
+  c.checkpoint.every_steps = 2
+  c.log.every_steps = 1
+{lines}
+  return c
+"""
+
+
+def write_config(folder, *lines: str) -> pathlib.Path:
+  """A config of three languages and a few steps, with further lines such as "c.steps = 4"."""
+  path = pathlib.Path(folder) / "tiny.py"
+  path.write_text(_CONFIG.format(languages=list(COUNTS), lines="\n".join(f"  {line}" for line in lines)))
+  return path
+
+
+def here(module, *args) -> tuple[int, str, str]:
+  """(exit code, stdout, stderr) of a command in this process."""
+  out, err = io.StringIO(), io.StringIO()
+  argv = [module.__name__, *map(str, args)]
+  with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      code = module.main()
+    except SystemExit as e:  # argparse
+      code = e.code
+  return code, out.getvalue(), err.getvalue()
+
+
+def start(verb: str, *args, devices: int = 1, **env: str) -> subprocess.Popen:
+  """A command in a process of its own, with as many CPU devices."""
+  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+  flags += f" --xla_force_host_platform_device_count={devices}"
+  return subprocess.Popen(
+    [sys.executable, "-m", f"mlit_jax.{verb}", *map(str, args)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), **env},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def ended(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
+  """(exit code, stdout, stderr) of a started command."""
+  try:
+    out, err = process.communicate(timeout=timeout)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise
+  return process.returncode, out, err
+
+
+def events(workdir) -> list[dict]:
+  """metrics.jsonl; a last line that is still being written is left out."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  text = path.read_text(encoding="utf-8") if path.exists() else ""
+  return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def train_events(workdir) -> dict[int, dict]:
+  """Step -> what the run trained on there and its loss, without the clock."""
+  clock = ("time", "train/tokens_per_second", "train/trained_tokens_per_second", "train/mfu")
+  return {
+    e["step"]: {k: v for k, v in e.items() if k not in clock}
+    for e in events(workdir)
+    if "train/loss" in e
+  }
+
+
+def contents(folder) -> dict[str, bytes]:
+  """Every file below a folder, to see that nothing was written over."""
+  folder = pathlib.Path(folder)
+  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -1,0 +1,47 @@
+"""The settings of all tests: the CPU as eight devices, and JAX as strict as it gets."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Commands read this one, in this process and in those that tests start; kept from one run to the next.
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"mlit_jax_tests_{os.getuid()}" / "xla"
+os.environ["MLIT_COMPILATION_CACHE"] = str(CACHE)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+SETTINGS = {
+  "jax_num_cpu_devices": 8,  # of this process alone: a command that a test starts has one
+  "jax_numpy_rank_promotion": "raise",
+  "jax_debug_key_reuse": True,
+  "jax_threefry_partitionable": True,
+  "jax_compilation_cache_dir": str(CACHE),
+  "jax_persistent_cache_min_compile_time_secs": 0.5,
+}
+for name, value in SETTINGS.items():
+  jax.config.update(name, value)
+
+
+@pytest.fixture
+def assert_close():
+  """assert_close(actual, expected, tolerance=1e-5): trees of arrays, leaf by leaf, named in the message.
+
+  The tolerance is relative to the largest value of the leaf: what a sum in another order may change.
+  """
+  return _assert_close
+
+
+def _leaf(path, actual, expected, tolerance):
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  scale = max(1e-8, float(np.abs(expected).max(initial=0.0)))
+  np.testing.assert_allclose(
+    actual, expected, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path)
+  )
+
+
+def _assert_close(actual, expected, tolerance: float = 1e-5) -> None:
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map_with_path(lambda p, a, b: _leaf(p, a, b, tolerance), actual, expected)

@@ -1,0 +1,262 @@
+"""The decoder on tiny models of each kind: packing, causality, padding, cache, remat, declarations."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlit_jax import mesh
+from mlit_jax.model import decoder
+from mlit_jax.model.config import DecoderConfig
+
+SIZES = dict(vocab_size=50, d_model=24, num_heads=4, head_dim=8, d_ff=40)
+LLAMA3 = dict(
+  rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
+)
+CONFIGS = {
+  "llama": DecoderConfig(
+    family="llama", **SIZES, num_layers=2, num_kv_heads=2, tied=False, rope_scaling=tuple(sorted(LLAMA3.items()))
+  ),
+  "qwen3": DecoderConfig(family="qwen3", **SIZES, num_layers=2, num_kv_heads=1, qk_norm=True, attn_bias=True),
+  "gemma3": DecoderConfig(
+    family="gemma3_text", **SIZES, num_layers=4, num_kv_heads=2, norm_plus_one=True, post_norms=True,
+    qk_norm=True, activation="gelu_tanh", embed_scale=24**0.5, query_scale=0.3, rope_theta=1e6,
+    rope_scaling=(("factor", 8.0), ("rope_type", "linear")), rope_local_theta=1e4, windows=(3, 3, 0, 3),
+    final_softcap=3.0, attn_softcap=5.0,
+  ),
+  "gemma3_global": DecoderConfig(
+    family="gemma3_text", **SIZES, num_layers=2, num_kv_heads=2, norm_plus_one=True, post_norms=True,
+    qk_norm=True, activation="gelu_tanh", rope_local_theta=1e4,
+  ),
+}  # fmt: skip
+LENGTHS = [7, 1, 5, 9]
+T = 16  # of the packed rows: 7 + 1 + 5, and 9
+every_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
+
+
+def make_params(cfg, seed=0):
+  """Random values in every parameter: norms and biases too, which start at a constant."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(np.float32),
+    decoder.init_params(cfg, jax.random.key(seed)),
+  )
+
+
+def examples():
+  rng = np.random.default_rng(1)
+  return [rng.integers(0, SIZES["vocab_size"], n) for n in LENGTHS]
+
+
+def packed():
+  """(tokens, positions, segments) of rows [0 1 2] and [3], and where each example lies."""
+  tokens, positions, segments = (np.zeros((2, T), np.int32) for _ in range(3))
+  places, start = [], 0
+  for i, ids in enumerate(examples()):
+    row = int(i == 3)
+    start = 0 if i in (0, 3) else start
+    at = slice(start, start + len(ids))
+    tokens[row, at], positions[row, at] = ids, np.arange(len(ids))
+    segments[row, at] = 1 if i == 3 else i + 1
+    places.append((row, at))
+    start += len(ids)
+  return (tokens, positions, segments), places
+
+
+def alone(ids):
+  return ids[None], np.arange(len(ids), dtype=np.int32)[None], np.ones((1, len(ids)), np.int32)
+
+
+def one_a_row():
+  """The same examples, each in a row of its own."""
+  arrays = [np.zeros((len(LENGTHS), max(LENGTHS)), np.int32) for _ in range(3)]
+  for r, ids in enumerate(examples()):
+    for array, values in zip(arrays, alone(ids), strict=True):
+      array[r, : len(ids)] = values[0]
+  return arrays
+
+
+def weigh(logits, seed):
+  """A scalar that depends on every logit, differently."""
+  return jnp.sum(logits * np.random.default_rng(seed).standard_normal(logits.shape).astype(np.float32))
+
+
+@every_config
+def test_packed_equals_unpacked(cfg, assert_close):
+  params = make_params(cfg)
+  arrays, places = packed()
+
+  @jax.jit
+  def packed_loss(params):
+    logits_BTV = decoder.apply(params, cfg, *arrays)
+    parts = [logits_BTV[row, at] for row, at in places]
+    return sum(weigh(x, i) for i, x in enumerate(parts)), parts
+
+  @jax.jit
+  def unpacked_loss(params):
+    logits_BTV = decoder.apply(params, cfg, *one_a_row())
+    parts = [x[: len(ids)] for x, ids in zip(logits_BTV, examples(), strict=True)]
+    return sum(weigh(x, i) for i, x in enumerate(parts)), parts
+
+  (_, ours), grads = jax.value_and_grad(packed_loss, has_aux=True)(params)
+  (_, theirs), expected = jax.value_and_grad(unpacked_loss, has_aux=True)(params)
+  assert_close(ours, theirs)
+  assert_close(grads, expected)
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads)), "a parameter without any effect"
+
+
+@every_config
+def test_each_token_sees_exactly_its_past(cfg):
+  """d logits[t] / d x[s] over the embedded tokens: zero for the future, other examples and padding."""
+  params = make_params(cfg)
+  (tokens, positions, segments), _ = packed()
+  marks = jnp.zeros((cfg.vocab_size, cfg.d_model))
+
+  # One row of the table for each place of the row, so that the table's gradient tells the places apart.
+  ids = np.arange(T, dtype=np.int32)[None]
+  table = params["embed"]["table_VD"][tokens[0]]
+  params["embed"]["table_VD"] = marks.at[:T].set(table)
+
+  @jax.jit
+  @jax.vmap
+  def reach(t):
+    def f(table_VD):
+      new = params | {"embed": {"table_VD": table_VD}}
+      if cfg.tied:  # the head must not move with the table
+        new["head"] = {"kernel_DV": jax.lax.stop_gradient(params["embed"]["table_VD"].T)}
+      open_cfg = dataclasses.replace(cfg, tied=False)
+      logits_BTV = decoder.apply(new, open_cfg, ids, positions[:1], segments[:1])
+      return weigh(logits_BTV[0, t], 3)
+
+    return jnp.abs(jax.grad(f)(params["embed"]["table_VD"])[:T]).max(axis=1) > 0
+
+  seen_TS = np.asarray(reach(jnp.arange(T)))
+  t, s = np.meshgrid(np.arange(T), np.arange(T), indexing="ij")
+  same = segments[0][t] == segments[0][s]
+  window = sum(w - 1 for w in cfg.windows) if all(cfg.windows) else T  # one global layer sees all
+  expected = same & (s <= t) & (t - s <= window)
+  live = segments[0] > 0
+  np.testing.assert_array_equal(seen_TS[live], expected[live])
+
+
+def test_a_window_of_w_sees_w_tokens():
+  cfg = dataclasses.replace(CONFIGS["gemma3"], windows=(3,), num_layers=1)
+  params = make_params(cfg)
+  ids = np.arange(8, dtype=np.int32)
+
+  def logits(ids):
+    return np.asarray(decoder.apply(params, cfg, *alone(ids)))[0, -1]
+
+  for distance in range(8):
+    other = ids.copy()
+    other[-1 - distance] = 40
+    assert (np.abs(logits(other) - logits(ids)).max() > 0) == (distance < 3), distance
+
+
+@every_config
+def test_padding_leaks_nothing(cfg):
+  params = make_params(cfg)
+  (tokens, positions, segments), places = packed()
+  run = jax.jit(lambda tokens, positions: decoder.apply(params, cfg, tokens, positions, segments))
+  other_tokens, other_positions = tokens.copy(), positions.copy()
+  other_tokens[segments == 0] = 33
+  other_positions[segments == 0] = 5
+  one, two = run(tokens, positions), run(other_tokens, other_positions)
+  assert np.isfinite(one).all()
+  for row, at in places:
+    np.testing.assert_array_equal(one[row, at], two[row, at])
+
+
+@every_config
+def test_cached_equals_full(cfg, assert_close):
+  """Two prompts of different lengths at once, then one token after the other."""
+  params = make_params(cfg)
+  rows = [examples()[3], examples()[0]]  # 9 and 7 tokens
+  full = [np.asarray(decoder.apply(params, cfg, *alone(ids)))[0] for ids in rows]
+  step = jax.jit(lambda tokens, positions, cache: decoder.apply_cached(params, cfg, tokens, positions, cache))
+  prompts = [5, 3]
+  tokens, positions = np.zeros((2, 6), np.int32), np.full((2, 6), -1, np.int32)
+  for r, n in enumerate(prompts):
+    tokens[r, :n], positions[r, :n] = rows[r][:n], np.arange(n)
+  logits, cache = step(tokens, positions, decoder.init_cache(cfg, 2, 12))
+  for r, n in enumerate(prompts):
+    assert_close(logits[r, :n], full[r][:n])
+  for k in range(4):
+    at = [n + k for n in prompts]
+    new = np.array([[rows[r][at[r]]] for r in range(2)], np.int32)
+    logits, cache = step(new, np.array(at, np.int32)[:, None], cache)
+    for r in range(2):
+      assert_close(logits[r, 0], full[r][at[r]])
+
+
+@every_config
+def test_remat_changes_no_gradient_and_saves_what_it_says(cfg, assert_close):
+  params = make_params(cfg)
+  arrays, _ = packed()
+
+  def grad_of(remat):
+    return jax.grad(lambda p: weigh(decoder.apply(p, cfg, *arrays, remat=remat), 5))
+
+  expected = jax.jit(grad_of("none"))(params)
+  jaxprs = {remat: str(jax.make_jaxpr(grad_of(remat))(params)) for remat in decoder.REMAT}
+  for remat in ("attention_saved", "full"):
+    assert_close(jax.jit(grad_of(remat))(params), expected)
+  # The three are three programs; a model compared with itself would pass the above.
+  assert len(set(jaxprs.values())) == 3
+  exps = {remat: text.count(" tanh ") + text.count("logistic") for remat, text in jaxprs.items()}
+  assert exps["none"] < exps["full"]
+
+
+@every_config
+def test_names_say_the_axes_and_every_axis_has_a_rule(cfg):
+  specs = jax.tree_util.tree_leaves_with_path(decoder.param_specs(cfg), is_leaf=decoder.is_spec)
+  letters = dict(D=cfg.d_model, N=cfg.num_heads, K=cfg.num_kv_heads, H=cfg.head_dim, F=cfg.d_ff, V=cfg.vocab_size)
+  assert len(specs) > 8
+  for path, s in specs:
+    names = [k.key for k in path]
+    suffix = names[-1].rsplit("_", 1)[1]
+    stacked = names[0] == "blocks"
+    assert len(suffix) + stacked == len(s.shape) == len(s.axes), (names, s)
+    assert s.shape == (*([cfg.num_layers] * stacked), *(letters[x] for x in suffix)), (names, s)
+    assert (s.axes[0] == "layers") == stacked
+    assert set(s.axes) <= set(mesh.RULES), (names, s.axes)
+    mesh.spec(s.axes)
+  shapes = decoder.param_shapes(cfg)
+  assert decoder.count_params(cfg) == sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def test_an_axis_without_a_rule_is_an_error():
+  with pytest.raises(KeyError):
+    mesh.spec(("embed", "nonsense"))
+
+
+def test_a_parameter_starts_the_same_whatever_else_there_is(monkeypatch):
+  cfg = CONFIGS["llama"]
+  key = jax.random.key(3)
+  plain = decoder.init_params(cfg, key)
+  more = decoder.init_params(dataclasses.replace(cfg, attn_bias=True, qk_norm=True, tied=True), key)
+  for path, value in jax.tree_util.tree_leaves_with_path(plain):
+    node = more
+    for k in path:
+      node = node.get(k.key)
+      if node is None:
+        assert path[0].key == "head"
+        break
+    else:
+      np.testing.assert_array_equal(value, node)
+
+  def reverse(tree):
+    if not isinstance(tree, dict):
+      return tree
+    return {k: reverse(v) for k, v in reversed(tree.items())}
+
+  specs = reverse(decoder.param_specs(cfg))
+  monkeypatch.setattr(decoder, "param_specs", lambda _: specs)
+  again = decoder.init_params(cfg, key)
+  jax.tree.map(np.testing.assert_array_equal, again, plain)
+  # And no two start alike: equal shapes with one key would.
+  block = plain["blocks"]
+  assert not np.array_equal(block["attn"]["k_DKH"], block["attn"]["v_DKH"])
+  assert not np.array_equal(block["mlp"]["gate_DF"][0], block["mlp"]["gate_DF"][1])

@@ -1,0 +1,283 @@
+"""What a user can get wrong: exit code 2, one message with value, place and remedy, nothing written over."""
+
+import fcntl
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from mlit_jax import train
+from mlit_jax.data import encode
+from mlit_jax.runtime import UserError
+from mlit_jax.training import workdir as workdirs
+from tests import commands
+
+LONG = "neno " * 300
+
+
+def row(**changes):
+  return {"lang": "sw", "prompt": "Habari?", "completion": "Nzuri sana."} | changes
+
+
+@pytest.fixture
+def attempt(tmp_path):
+  """attempt(*lines of the config, *arguments that begin with --) -> the message; all else is checked here."""
+
+  def attempt(*words, workdir=None):
+    lines = [w for w in words if not w.startswith("--")]
+    workdir = workdir or tmp_path / "run"
+    before = commands.contents(workdir)
+    config = commands.write_config(tmp_path, *lines)
+    args = [w for w in words if w.startswith("--")]
+    code, out, err = commands.here(train, "--config", config, "--workdir", workdir, *args)
+    assert code == 2, out + err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert "Traceback" not in out + err
+    after = commands.contents(workdir)
+    assert {k: after[k] for k in before} == before, "written over"
+    new = {name.split("/")[0] for name in after.keys() - before.keys()}
+    assert new <= {".lock", "cache"}, new  # so that the same workdir can be used once it is mended
+    return err
+
+  return attempt
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+  """rows_file(*rows) -> (path, the line of a config that trains on it); text stands as it is."""
+
+  def rows_file(*rows):
+    path = tmp_path / "rows.jsonl"
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path), f"c.data.train = [{str(path)!r}]"
+
+  return rows_file
+
+
+def has(message, *parts):
+  for part in parts:
+    assert part in message, (part, message)
+
+
+# ------------------------------------------------------------------------------------ config
+
+
+def test_an_unknown_key(attempt, tmp_path):
+  has(attempt("c.optimizer.lerning_rate = 1e-3"), "tiny.py", "lerning_rate", "learning_rate")
+  has(attempt("--config.batch.row=8"), "batch.row", "did you mean 'batch.rows'")
+
+
+def test_steps_and_epochs(attempt):
+  has(attempt("c.steps = 3"), "steps = 3", "epochs = 1", "exactly one")
+  has(attempt("c.epochs = 0"), "steps = 0", "epochs = 0", "exactly one")
+
+
+@pytest.mark.parametrize(
+  "line, parts",
+  [
+    ("c.model.dtype = 'float16'", ("model.dtype", "'float16'", "bfloat16, float32")),
+    ("c.batch.microbatches = 3", ("batch.rows 8", "batch.microbatches 3")),
+    ("c.batch.rows = 0", ("batch.rows", "0", "at least 1")),
+    ("c.data.over_long = 'cut'", ("data.over_long", "'cut'", "truncate_answer")),
+    ("c.optimizer.schedule = 'cosin'", ("optimizer.schedule", "'cosin'", "cosine")),
+    ("c.optimizer.warmup_steps = 500", ("optimizer.warmup_steps", "500", "lower")),
+    ("c.model.sizes = dict(d_model=32)", ("model.sizes", "num_layers", "model.path")),
+    ("c.model.sizes = dict(d_model=32, num_layer=2)", ("model.sizes", "num_layer")),
+    ("c.model.sizes = dict(d_model=32, num_layers=2, num_heads=4, num_kv_heads=3, d_ff=8)", ("num_heads 4", "3")),
+    ("c.data.train = {}", ("data.train", "quickstart")),
+    ("c.checkpoint.best = 'heldout/mean/los'", ("checkpoint.best", "los", "heldout/mean/loss")),
+  ],
+)  # fmt: skip
+def test_values_that_cannot_be(attempt, line, parts):
+  has(attempt("c.batch.rows = 8", line), *parts)
+
+
+@pytest.mark.parametrize("sizes", [(3, -1, 1), (1, 4, 1), (-1, -1, 1), (0, -1, 1), (-2, -4, 1), (1, 16, 1)])
+def test_a_mesh_that_does_not_fit(attempt, sizes):
+  data, fsdp, tensor = sizes
+  message = attempt(f"c.mesh.data, c.mesh.fsdp, c.mesh.tensor = {data}, {fsdp}, {tensor}")
+  has(message, str(data), str(fsdp), "8 devices", "mesh.data")
+
+
+def test_rows_that_the_mesh_does_not_divide(attempt):
+  has(attempt("c.batch.rows = 12"), "batch.rows 12", "8 shards", "mesh.fsdp")
+
+
+# ------------------------------------------------------------------------------------ rows
+
+
+def test_a_missing_file(attempt):
+  has(attempt("c.data.train = {'sw': ['nowhere/sw.jsonl']}"), "data.train['sw']", "nowhere/sw.jsonl", "does not exist")
+  has(attempt("c.data.train = ['nowhere/*.jsonl']"), "nowhere/*.jsonl", "matches no file")
+  has(attempt("c.eval.sets = {'mine': ['nowhere/sw.jsonl']}"), "eval.sets['mine']", "nowhere/sw.jsonl")
+
+
+@pytest.mark.parametrize(
+  "bad, parts",
+  [
+    ('{"lang": "sw", "prompt": ', ("broken JSON", "one JSON object a line")),
+    (row(messages=[{"role": "wizard", "content": "x"}]), ("'wizard'", "user, human")),
+    (row(messages=[{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]), ("'user'", "alternate")),
+    (row(completion="  "), ("empty", "Fill it in")),
+    (row(lang=None), ("no language", 'Add "lang"')),
+    (row(lang="klingonish"), ("klingonish",)),
+    (row(completion=3), ("completion is 3", "Give a string")),
+    ({"lang": "sw", "text": "x"}, ("unknown shape", "'text'", "messages")),
+  ],
+)
+def test_a_row_that_cannot_be_used(attempt, rows_file, bad, parts):
+  path, line = rows_file(row(), bad, row(prompt="Jambo?"))
+  has(attempt(line), f"{path}:2", *parts)
+
+
+def test_languages_without_rows_and_more_examples_than_there_are(attempt, rows_file):
+  _, line = rows_file(row(), row(prompt="Jambo?"))
+  message = attempt(line, "c.data.mixture = {'counts': {'sw': 2, 'fi': 1}}")
+  has(message, "1 examples of 'fi'", "no rows", "data.train", "sw")
+  message = attempt(line, "c.data.mixture = {'counts': {'sw': 3}}")
+  has(message, "3 examples of 'sw'", "2 usable", "data.max_repeats")
+  has(attempt(line, "c.data.mixture = {'count': {'sw': 2}}"), "data.mixture", "'count'", "did you mean 'counts'")
+
+
+def test_a_long_row(attempt, rows_file, tmp_path, monkeypatch):
+  path, line = rows_file(row(), row(prompt=LONG))
+  settings = (line, "c.data.mixture = {'counts': {'sw': 1}}")
+  message = attempt(*settings, "c.data.over_long = 'error'")
+  has(message, f"{path}:2", "tokens", "batch.max_length", "128", "data.over_long")
+  # Dropped, it is counted, and no longer there to be asked for.
+  has(attempt(line, "c.data.mixture = {'counts': {'sw': 2}}"), "2 examples of 'sw'", "1 usable")
+  ledgers = []
+  monkeypatch.setattr(workdirs, "keep_ledger", lambda _, ledger: ledgers.append(ledger) or stop())
+
+  def stop():
+    raise UserError("far enough")
+
+  attempt_config = commands.write_config(tmp_path, *settings, "c.batch.rows = 8", "c.optimizer.warmup_steps = 0")
+  code, _, err = commands.here(train, "--config", attempt_config, "--workdir", tmp_path / "other")
+  assert (code, err) == (2, "error: far enough\n")
+  assert ledgers[0]["languages"]["sw"]["dropped"] == {"over_long": 1}
+  assert ledgers[0]["languages"]["sw"]["rows_read"] == 2
+
+
+# ------------------------------------------------------------------------------------ models
+
+
+@pytest.fixture
+def model(tmp_path):
+  pytest.importorskip("transformers")
+  from tests import families
+
+  folder = tmp_path / "model"
+  families.make_model(folder, "qwen3")
+  return folder
+
+
+BASE = ("c.model.sizes = {}", "c.tokenizer.path = ''", "c.batch.rows = 8", "c.batch.max_length = 1024")
+
+
+def edit_tensors(folder, change):
+  import safetensors.numpy
+
+  path = folder / "model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  change(tensors)
+  safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_model_with_a_missing_or_an_unknown_tensor(attempt, model):
+  name = "model.layers.1.mlp.up_proj.weight"
+  kept = (model / "model.safetensors").read_bytes()
+  edit_tensors(model, lambda t: t.pop(name))
+  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 missing", name, "config.json")
+  (model / "model.safetensors").write_bytes(kept)
+  edit_tensors(model, lambda t: t.update({"model.extra.weight": np.zeros(3, np.float32)}))
+  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 unknown", "model.extra.weight")
+
+
+def test_a_model_that_is_not_supported_or_not_there(attempt, model, tmp_path):
+  from tests import families
+
+  families.edit_config(model, model_type="mamba")
+  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "'mamba'", "qwen3")
+  (model / "config.json").unlink()
+  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "not found")
+  has(attempt("c.model.path = './nowhere'", *BASE), "'./nowhere'", "no such folder")
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer(attempt, model):
+  tokenizer = commands.ROOT / "mlit_jax" / "assets" / "tokenizer12"
+  message = attempt(f"c.model.path = {str(model)!r}", *BASE[:1], f"c.tokenizer.path = {str(tokenizer)!r}", *BASE[2:])
+  has(message, "320", "tokenizer.path")
+
+
+# ------------------------------------------------------------------------------------ workdirs
+
+
+def test_a_workdir_in_use(attempt, tmp_path):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  with open(folder / ".lock", "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write("4711")
+    file.flush()
+    has(attempt(workdir=folder), str(folder), "in use", "4711", "another --workdir")
+    assert (folder / ".lock").read_text() == "4711"
+
+
+def test_a_workdir_of_something_else(attempt, tmp_path):
+  folder = tmp_path / "thesis"
+  folder.mkdir()
+  (folder / "README.md").write_text("mine")
+  has(attempt(workdir=folder), str(folder), "README.md", "another --workdir")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+  """The workdir of a run that has trained and was stopped, as its files say; nothing was computed for it."""
+  folder = tmp_path_factory.mktemp("begun")
+  config, workdir = commands.write_config(folder, "c.batch.rows = 8"), folder / "run"
+
+  def stop(self, base):
+    raise UserError("far enough")
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.Job, "run", stop)
+    code, _, err = commands.here(train, "--config", config, "--workdir", workdir)
+  assert (code, err) == (2, "error: far enough\n")
+  (workdir / "checkpoints" / "2").mkdir(parents=True)
+  (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+  return workdir
+
+
+def test_a_workdir_of_a_different_config(attempt, begun):
+  message = attempt("c.batch.rows = 8", "c.optimizer.learning_rate = 1e-4", workdir=begun)
+  has(message, str(begun), "optimizer.learning_rate: 0.002 then, 0.0001 now", "another --workdir")
+
+
+def test_a_workdir_whose_data_have_changed(attempt, begun, tmp_path, monkeypatch):
+  """The same config, but the files it names have other rows than when the run began."""
+  folder = tmp_path / "begun"
+  shutil.copytree(begun, folder)
+  shutil.rmtree(folder / "cache")
+  monkeypatch.setattr(encode, "VERSION", encode.VERSION + 1)  # as if they had
+  has(attempt("c.batch.rows = 8", workdir=folder), str(folder), "changed", "another --workdir")
+
+
+def test_a_workdir_that_was_killed_while_it_wrote_its_first_file_can_be_used(tmp_path, monkeypatch):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  (folder / ".config.json.x7r2").write_text('{"conf')
+  workdirs.check_free(folder, None)
+
+
+def test_a_workdir_that_cannot_be_made(attempt, tmp_path):
+  (tmp_path / "file").write_text("")
+  has(attempt(workdir=tmp_path / "file" / "run"), str(tmp_path / "file" / "run"), "another --workdir")
+
+
+def test_debug_gives_the_traceback(tmp_path):
+  config = commands.write_config(tmp_path, "c.steps = 3")
+  code, _, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run", "--debug")
+  assert code == 2 and "Traceback" in err and err.endswith("set exactly one of them to more than 0\n")
