@@ -17,19 +17,32 @@ from unittest import mock
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = {"en": 16, "sw": 4, "zh": 4}
 
-_CONFIG = """from configs import quickstart
+_CONFIG = """from pathlib import Path
+
+import mlit_jax
+from configs import base
+
+ASSETS = Path(mlit_jax.__file__).parent / "assets"
+
+
+def rows(part):
+  return {{lang: [str(ASSETS / "instructions12" / part / f"{{lang}}.jsonl")] for lang in {languages}}}
 
 
 def get_config():
-  c = quickstart.get_config()
+  c = base.get_config()
   c.epochs = 1
   c.model.sizes = dict(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64)
-  c.data.train = {{lang: c.data.train[lang] for lang in {languages}}}
+  c.model.dtype = "float32"
+  c.model.remat = "none"
+  c.tokenizer.path = str(ASSETS / "tokenizer12")
+  c.data.train = rows("train")
   c.data.mixture = {{"counts": {{"en": 16, "*": 8}}}}
+  c.optimizer.learning_rate = 2e-3
   c.batch.rows = 4
   c.batch.max_length = 128
   c.optimizer.warmup_steps = 2
-  c.eval.sets = {{"heldout": {{lang: c.eval.sets["heldout"][lang] for lang in {languages}}}}}
+  c.eval.sets = {{"heldout": rows("eval")}}
   c.eval.every_steps = 2
   c.eval.generate_rows = 1
   c.eval.max_new_tokens = 4

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mlit_jax import train
+from mlit_jax.config import load_config
 from mlit_jax.data import encode
-from mlit_jax.runtime import UserError
+from mlit_jax.errors import UserError
 from mlit_jax.training import workdir as workdirs
 from tests import commands
 
@@ -254,6 +255,16 @@ def begun(tmp_path_factory):
 def test_a_workdir_of_a_different_config(attempt, begun):
   message = attempt("c.batch.rows = 8", "c.optimizer.learning_rate = 1e-4", workdir=begun)
   has(message, str(begun), "optimizer.learning_rate: 0.002 then, 0.0001 now", "another --workdir")
+
+
+def test_a_run_may_go_on_on_another_mesh(begun, tmp_path):
+  """And under another name and with other logs: none of these changes what is trained."""
+  lines = ("c.batch.rows = 8", "c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 2, 2, 2", "c.log.every_steps = 9")
+  config = load_config(str(commands.write_config(tmp_path, *lines)))
+  workdirs.check_free(begun, config)
+  config.seed = 1
+  with pytest.raises(UserError, match="seed: 0 then, 1 now"):
+    workdirs.check_free(begun, config)
 
 
 def test_a_workdir_whose_data_have_changed(attempt, begun, tmp_path, monkeypatch):

@@ -159,9 +159,8 @@ def test_every_key_of_base_is_documented_on_its_line():
   for line in lines:
     if opens := re.match(r"  c\.(\w+) = \w = ConfigDict\(", line):
       group = f"{opens[1]}."
-    elif key := re.match(r"  (c|\w)\.(\w+) = .*?(  # (.+))?$", line):
-      if key[4]:
-        documented.add(key[2] if key[1] == "c" else group + key[2])
+    elif key := re.match(r"  (\w)\.(\w+) = .*  # .+$", line):
+      documented.add(key[2] if key[1] == "c" else group + key[2])
   undocumented = set(flatten(base.get_config())) - documented
   # Names that say all there is to say.
   plain = {"optimizer.warmup_steps", "optimizer.b1", "optimizer.b2", "optimizer.eps", "eval.at_start", "eval.top_p",

@@ -180,7 +180,7 @@ def test_two_processes_train_the_same_run(config, undisturbed, tmp_path):
   workdir = tmp_path / "run"
   ends = [commands.ended(p) for p in begin_two(config, workdir)]
   assert [code for code, *_ in ends] == [0, 0], ends
-  assert "step 1/" in ends[0][1] and ends[1][1] == ""  # one of them speaks
+  assert f"step {STEPS}/{STEPS}" in ends[0][1] and ends[1][1] == ""  # one of them speaks
   assert_same_steps(workdir, undisturbed, 1e-4)
   first = commands.train_events(workdir)[1]["train/loss"]
   assert first == pytest.approx(commands.train_events(undisturbed)[1]["train/loss"], rel=1e-5)

@@ -168,7 +168,7 @@ def test_evaluate_writes_a_summary(finished, tmp_path):
   workdir, *_ = finished
   suite = commands.ROOT / "mlit_jax" / "assets" / "instructions12" / "eval" / "sw.jsonl"
   args = ["--model", workdir, "--suite", suite, "--max_length", 128, "--generate_rows", 1, "--max_new_tokens", 4]
-  code, out, err = commands.here(evaluate, *args, "--out", tmp_path)
+  code, _, err = commands.here(evaluate, *args, "--out", tmp_path)
   assert code == 0, err
   summary = read(tmp_path / "summary.json")
   (by_lang,) = summary.values()
@@ -178,3 +178,34 @@ def test_evaluate_writes_a_summary(finished, tmp_path):
   for metric in ("loss", "bits_per_byte"):
     assert by_lang["sw"][metric]["value"] == pytest.approx(ours[metric]["value"], rel=1e-5)
     assert by_lang["sw"][metric]["n"] == ours[metric]["n"]
+
+
+def test_a_tuned_base_model_loads_in_transformers_and_differs_from_its_base(tmp_path):
+  """Gemma-like, in bfloat16 files: tuned in float32, exported in the dtype and layout it came in."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  from tests import families
+
+  families.make_model(tmp_path / "base", "gemma3_text", dtype="bfloat16", max_shard_size="40KB")
+  config = commands.write_config(
+    tmp_path,
+    f"c.model.path = {str(tmp_path / 'base')!r}",
+    "c.model.sizes, c.tokenizer.path, c.eval.sets = {}, '', {}",
+    "c.batch.max_length, c.epochs, c.steps = 640, 0, 3",
+  )
+  workdir, out = tmp_path / "run", tmp_path / "out"
+  code, _, err = commands.ended(commands.start("train", "--config", config, "--workdir", workdir))
+  assert code == 0, err
+  code, _, err = commands.here(export, "--workdir", workdir, "--out", out)
+  assert code == 0, err
+  assert {p.name for p in (tmp_path / "base").iterdir()} <= {p.name for p in out.iterdir()}
+  assert transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+  opened = open_workdir(workdir, "latest", make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+  rounded = jax.tree.map(lambda a: a.astype("bfloat16").astype("float32"), opened.params)
+  assert any((a != b).any() for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(opened.params)))
+  tokens = np.arange(24, dtype=np.int32)[None] * 7 % 256
+  ours = decoder.apply(rounded, opened.cfg, tokens, np.arange(24)[None], np.ones_like(tokens))
+  theirs = families.hf_logits(families.load_model(out), tokens)
+  np.testing.assert_allclose(np.asarray(ours), theirs, atol=2e-4, rtol=0)
+  before = families.hf_logits(families.load_model(tmp_path / "base"), tokens)
+  assert np.abs(before - theirs).max() > 0.05

@@ -17,7 +17,7 @@ from mlit_jax.model.decoder import is_spec
 
 OURS_BEFORE_START = (".lock", "cache")
 OURS_BEGUN = ".config.json."  # what a kill leaves of the first file
-FREE = ("workdir", "log.")  # keys that may differ when a run goes on
+FREE = ("workdir", "log.", "mesh.")  # keys that may differ when a run goes on
 PACKAGES = ("mlit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece")
 
 
