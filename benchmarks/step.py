@@ -34,7 +34,9 @@ def main():
   parser.add_argument("--folder", default="")
   args = parser.parse_args()
   if args.side:
-    print(json.dumps({"ours": run_ours, "torch": run_torch}[args.side](Path(args.folder), args.steps)))
+    print(
+      json.dumps({"ours": run_ours, "torch": run_torch}[args.side](Path(args.folder), args.steps))
+    )
     return
   with tempfile.TemporaryDirectory() as folder:
     write_inputs(Path(folder))
@@ -45,8 +47,12 @@ def main():
       print(f"round {number + 1}: " + "; ".join(describe(k, v) for k, v in figures.items()))
   for name, what in (("rate", "trained tokens per second"), ("memory", "peak memory")):
     ratios = [r["ours"][name] / r["torch"][name] for r in rounds]
-    print(f"{what}, ours / torch: {np.median(ratios):.2f} (rounds {', '.join(f'{r:.2f}' for r in ratios)})")
-  print(f"loss after {args.steps} steps: ours {rounds[0]['ours']['loss']:.4f}, torch {rounds[0]['torch']['loss']:.4f}")
+    print(
+      f"{what}, ours / torch: {np.median(ratios):.2f} (rounds {', '.join(f'{r:.2f}' for r in ratios)})"
+    )
+  print(
+    f"loss after {args.steps} steps: ours {rounds[0]['ours']['loss']:.4f}, torch {rounds[0]['torch']['loss']:.4f}"
+  )
 
 
 def describe(side: str, figures: dict) -> str:
@@ -95,12 +101,20 @@ def quickstart_parts() -> Parts:
   rows = read_sources(c.data.train).conversations
   encoded = encode_conversations(rows, tokenizer, max_length=c.batch.max_length)
   plan = make_plan(
-    encoded, c.data.mixture, seed=0, rows_per_step=c.batch.rows, max_length=c.batch.max_length, epochs=1
+    encoded,
+    c.data.mixture,
+    seed=0,
+    rows_per_step=c.batch.rows,
+    max_length=c.batch.max_length,
+    epochs=1,
   )
   cfg = from_hf(json.loads((Path(c.model.path) / "config.json").read_text()))
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   optimizer = make_optimizer(
-    OptimizerConfig(**dict(c.optimizer) | {"schedule": "constant", "warmup_steps": 0, "learning_rate": LEARNING_RATE}),
+    OptimizerConfig(
+      **dict(c.optimizer)
+      | {"schedule": "constant", "warmup_steps": 0, "learning_rate": LEARNING_RATE}
+    ),
     100,
   )
   specs = decoder.param_specs(cfg)
@@ -171,11 +185,17 @@ def run_torch(folder: Path, steps: int) -> dict:
   for step in range(steps + 2):
     began = time.perf_counter()
     logits = model(
-      input_ids=tokens, attention_mask=mask, position_ids=arrays["positions"].long(), use_cache=False
+      input_ids=tokens,
+      attention_mask=mask,
+      position_ids=arrays["positions"].long(),
+      use_cache=False,
     ).logits
-    loss = torch.nn.functional.cross_entropy(
-      logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100
-    ) / trained
+    loss = (
+      torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100
+      )
+      / trained
+    )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

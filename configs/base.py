@@ -26,19 +26,19 @@ def get_config():
   m.path = ""  # Hugging Face folder or hub id of the base model; "" makes a new one of `sizes`
   m.sizes = {}  # of a model from scratch: d_model, num_layers, num_heads, num_kv_heads, d_ff, ...
   m.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
-  m.remat = "attention_saved"  # none | attention_saved | full: what the backward pass computes again
+  m.remat = "attention_saved"  # or none, full: what the backward pass computes again
 
   c.tokenizer = t = ConfigDict(convert_dict=False)
   t.path = ""  # folder, tokenizer.json or SentencePiece .model; "": the base model's folder
-  t.chat_template = ""  # file with a Jinja chat template; "": the tokenizer's own, else one that fits it
+  t.chat_template = ""  # file with a Jinja template; "": the tokenizer's own, else one that fits
   t.template_kwargs = {"enable_thinking": False}  # handed to the template
-  t.date = "2024-07-26"  # what a template that prints today's date is told, so that rows never change
+  t.date = "2024-07-26"  # what a template that prints the date is told: rows never change
 
-  c.data = d = ConfigDict(convert_dict=False, type_safe=False)  # train may be a list; load_config looks at types
+  c.data = d = ConfigDict(convert_dict=False, type_safe=False)  # train may be a list
   d.train = {}  # {language: [files]} or [files whose rows carry `lang`]; globs allowed
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
   d.max_repeats = 1  # how often one row may stand in one epoch
-  d.groups = "together"  # parallel rows (`group_id`): chosen together in all languages, or "independent"
+  d.groups = "together"  # choose parallel rows (`group_id`) together, or independent
   d.over_long = "drop"  # rows longer than batch.max_length: drop | truncate_answer | error
   d.bad_rows = "error"  # rows that cannot be used: error | drop (counted by language and reason)
   d.cache_dir = ""  # token cache; "": <workdir>/cache
@@ -73,7 +73,7 @@ def get_config():
   k.every_steps = 100  # evaluated steps (if keep_best) and the last one are saved too
   k.keep_latest = 2
   k.keep_best = 1
-  k.best = ""  # "<set>/<language, mean or worst>/<metric>", e.g. "heldout/mean/loss"; "": mean loss of the first set
+  k.best = ""  # "<set>/<language, mean or worst>/<metric>"; "": mean loss of the first set
 
   c.mesh = s = ConfigDict(convert_dict=False)
   s.data = 1  # replicas

@@ -15,7 +15,7 @@ from configs import base
 
 ASSETS = Path(mlit_jax.__file__).parent / "assets"
 ROWS = ASSETS / "instructions12"
-LANGUAGES = "ar cs en es et fi he hi it ru sw zh".split()
+LANGUAGES = ["ar", "cs", "en", "es", "et", "fi", "he", "hi", "it", "ru", "sw", "zh"]
 
 
 def get_config():

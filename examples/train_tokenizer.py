@@ -17,7 +17,9 @@ MARKERS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--rows", required=True, help="glob of JSONL files with prompt and completion")
+  parser.add_argument(
+    "--rows", required=True, help="glob of JSONL files with prompt and completion"
+  )
   parser.add_argument("--vocab_size", type=int, default=6144)
   parser.add_argument("--out", required=True)
   args = parser.parse_args()

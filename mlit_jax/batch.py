@@ -15,12 +15,12 @@ Array = jax.Array | np.ndarray
 class Batch:
   """Rows of packed examples; every field is [B, T] (rows, positions).
 
-      tokens     int32    the input
-      targets    int32    the next token of the same segment, 0 where there is none
-      weights    float32  1 where the target is trained on, else 0
-      positions  int32    place of the token in its segment, from 0
-      segments   int32    which example of the row, from 1; 0 is padding
-      language   int32    id of the token's language, so that any metric can be split by language
+  tokens     int32    the input
+  targets    int32    the next token of the same segment, 0 where there is none
+  weights    float32  1 where the target is trained on, else 0
+  positions  int32    place of the token in its segment, from 0
+  segments   int32    which example of the row, from 1; 0 is padding
+  language   int32    id of the token's language, so that any metric can be split by language
   """
 
   tokens: Array

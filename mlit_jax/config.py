@@ -65,7 +65,10 @@ def _run_config_file(path: Path) -> ConfigDict:
     if not hasattr(module, "get_config"):
       raise UserError(f"--config {path}: the file has no function get_config()")
     config = module.get_config()
-  except (AttributeError, KeyError) as e:  # a locked ConfigDict refuses a new key; its text names the nearest
+  except (
+    AttributeError,
+    KeyError,
+  ) as e:  # a locked ConfigDict refuses a new key; its text names the nearest
     known = _misspelt(str(e))
     raise UserError(f"--config {path}: {known}") from e
   except UserError:
@@ -73,7 +76,9 @@ def _run_config_file(path: Path) -> ConfigDict:
   except Exception as e:  # whatever the user's file does, the fault is in it
     raise UserError(f"--config {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
   if not isinstance(config, ConfigDict):
-    raise UserError(f"--config {path}: get_config() returns {type(config).__name__}, not a ConfigDict")
+    raise UserError(
+      f"--config {path}: get_config() returns {type(config).__name__}, not a ConfigDict"
+    )
   return config
 
 
@@ -98,7 +103,9 @@ def _check_keys(config: ConfigDict, base: ConfigDict, file: str) -> None:
 
 def _override(config: ConfigDict, text: str) -> None:
   if not text.startswith("--config.") or "=" not in text:
-    raise UserError(f"unknown argument {text!r}; overrides look like --config.optimizer.learning_rate=1e-5")
+    raise UserError(
+      f"unknown argument {text!r}; overrides look like --config.optimizer.learning_rate=1e-5"
+    )
   key, value = text.removeprefix("--config.").split("=", 1)
   known = flatten(config)
   if key not in known:
@@ -146,7 +153,9 @@ def _unknown(key: str, known) -> str:
   near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
   ending = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
   hint = ending[:1] or near
-  return f"unknown key {key!r}" + (f"; did you mean {hint[0]!r}?" if hint else "; see configs/base.py")
+  return f"unknown key {key!r}" + (
+    f"; did you mean {hint[0]!r}?" if hint else "; see configs/base.py"
+  )
 
 
 def _misspelt(text: str) -> str:

@@ -1,6 +1,6 @@
 """Evaluate a model on rows, per language.
 
-  python -m mlit_jax.evaluate --model runs/quickstart --suite 'mlit_jax/assets/instructions12/eval/*.jsonl' --out runs/quickstart/final
+python -m mlit_jax.evaluate --model runs/quickstart --suite 'mlit_jax/assets/instructions12/eval/*.jsonl' --out runs/quickstart/final
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     "mlit_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]")
-  parser.add_argument("--suite", nargs="+", required=True, help="rows files or globs; rows carry `lang`")
+  parser.add_argument(
+    "--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]"
+  )
+  parser.add_argument(
+    "--suite", nargs="+", required=True, help="rows files or globs; rows carry `lang`"
+  )
   parser.add_argument("--languages", default="", help="only these, e.g. sw,fi")
   parser.add_argument("--out", required=True, help="folder for summary.json and generations.jsonl")
-  parser.add_argument("--generate_rows", type=int, default=8, help="answers per language; 0: loss only")
+  parser.add_argument(
+    "--generate_rows", type=int, default=8, help="answers per language; 0: loss only"
+  )
   parser.add_argument("--max_new_tokens", type=int, default=64)
   parser.add_argument("--max_length", type=int, default=1024)
   parser.add_argument("--rows", type=int, default=8, help="rows at once")

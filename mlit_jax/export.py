@@ -1,7 +1,7 @@
 """Write a tuned model as a Hugging Face folder.
 
-  python -m mlit_jax.export --workdir runs/quickstart --out runs/quickstart/export
-  python -m mlit_jax.export --workdir runs/quickstart --step best --out best --dtype bfloat16
+python -m mlit_jax.export --workdir runs/quickstart --out runs/quickstart/export
+python -m mlit_jax.export --workdir runs/quickstart --step best --out best --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def main() -> int:
   parser.add_argument("--workdir", required=True, help="of the run")
   parser.add_argument("--step", default="latest", help="a number, latest (default) or best")
   parser.add_argument("--out", required=True, help="a new folder")
-  parser.add_argument("--dtype", default="", help=f"{', '.join(READABLE)}; default: as in the base model")
+  parser.add_argument(
+    "--dtype", default="", help=f"{', '.join(READABLE)}; default: as in the base model"
+  )
   parser.add_argument("--debug", action="store_true", help="tracebacks for user errors too")
   args = parser.parse_args()
   return runtime.run_main(

@@ -1,8 +1,8 @@
 """Let a model answer: one prompt, a file of prompts, or a chat.
 
-  python -m mlit_jax.generate --model runs/quickstart
-  python -m mlit_jax.generate --model runs/quickstart@best --prompt "Kwa nini anga ni la bluu?"
-  python -m mlit_jax.generate --model runs/quickstart --prompts prompts.jsonl --out answers.jsonl
+python -m mlit_jax.generate --model runs/quickstart
+python -m mlit_jax.generate --model runs/quickstart@best --prompt "Kwa nini anga ni la bluu?"
+python -m mlit_jax.generate --model runs/quickstart --prompts prompts.jsonl --out answers.jsonl
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     "mlit_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]")
+  parser.add_argument(
+    "--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]"
+  )
   parser.add_argument("--prompt", default="", help="one prompt; without it and --prompts: a chat")
   parser.add_argument("--prompts", default="", help="JSONL with id, lang and prompt (or messages)")
   parser.add_argument("--out", default="", help="JSONL for the answers to --prompts")
@@ -109,7 +111,9 @@ def answer(model: Opened, rows: list[dict], args) -> list[dict]:
 
 def chat(model: Opened, args) -> None:
   """Read lines, print answers as they come; /reset begins anew, /system TEXT sets it, end with ctrl-d."""
-  print(f"{model.name}: write a line; /reset begins anew, /system TEXT sets the system text, ctrl-d ends")
+  print(
+    f"{model.name}: write a line; /reset begins anew, /system TEXT sets the system text, ctrl-d ends"
+  )
   messages = _with_system(args, [])
   while True:
     try:

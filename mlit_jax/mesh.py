@@ -70,7 +70,9 @@ def batch_shards(mesh: Mesh) -> int:
 def process_rows(mesh: Mesh, rows: int) -> slice:
   """Which rows of a global batch this process must bring; contiguous, as devices are in process order."""
   sharding = NamedSharding(mesh, BATCH_SPEC)
-  bounds = [i[0].indices(rows)[:2] for i in sharding.addressable_devices_indices_map((rows, 1)).values()]
+  bounds = [
+    i[0].indices(rows)[:2] for i in sharding.addressable_devices_indices_map((rows, 1)).values()
+  ]
   first, last = min(a for a, _ in bounds), max(b for _, b in bounds)
   assert len({row for a, b in bounds for row in range(a, b)}) == last - first, bounds
   return slice(first, last)

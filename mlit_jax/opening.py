@@ -1,4 +1,7 @@
-"""MODEL on a command line: a Hugging Face folder, a hub id, or a workdir (DIR, DIR@best, DIR@1200)."""
+"""What a command line or a config names, opened: models, tokenizers, rows, evaluation sets.
+
+MODEL is a Hugging Face folder, a hub id, or a workdir (DIR, DIR@best, DIR@1200).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ import jax
 from jax.sharding import Mesh
 
 from mlit_jax import mesh as meshes
+from mlit_jax.data.encode import Encoded, encode_conversations
+from mlit_jax.data.evalset import EvalSet, make_eval_set
+from mlit_jax.data.plan import Plan, make_plan
+from mlit_jax.data.rows import RowSet, read_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
@@ -67,7 +74,10 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
     kept = {name: content for name, content in base.files.items() if name not in TOKENIZER_FILES}
     files, dtypes, layout = kept | tokenizer.files, base.dtypes, base.layout
   else:
-    files = {name: (root / "base" / name).read_bytes() for name in ("config.json", "generation_config.json")}
+    files = {
+      name: (root / "base" / name).read_bytes()
+      for name in ("config.json", "generation_config.json")
+    }
     files, dtypes, layout = files | tokenizer.files, "float32", None
   return Opened(f"{root}@{number}", cfg, params, tokenizer, files, dtypes, layout, config)
 
@@ -82,6 +92,68 @@ def single_device_mesh() -> Mesh:
   return meshes.make_mesh(1, len(jax.devices()), 1)
 
 
+def open_tokenizer(c, base) -> Tokenizer:
+  """The tokenizer and template that the config names, else the base model's own."""
+  return Tokenizer.load(
+    c.tokenizer.path or base.folder,
+    template=c.tokenizer.chat_template or None,
+    template_kwargs=dict(c.tokenizer.template_kwargs),
+    date=c.tokenizer.date,
+  )
+
+
+def open_data(c, tokenizer, root: Path, terminal) -> tuple[RowSet, Encoded, Plan]:
+  """Rows, tokens and plan."""
+  rows = read_sources(c.data.train, where="data.train", drop_bad=c.data.bad_rows == "drop")
+  with terminal.bar(len(rows.conversations), what="tokenise") as bar:
+    done = 0
+
+    def progress(n):
+      nonlocal done
+      done += n
+      bar.update(done)
+
+    encoded = encode_conversations(
+      rows.conversations,
+      tokenizer,
+      max_length=c.batch.max_length,
+      over_long=c.data.over_long,
+      cache_dir=Path(c.data.cache_dir or root / "cache"),
+      progress=progress,
+    )
+  plan = make_plan(
+    encoded,
+    c.data.mixture,
+    seed=c.seed,
+    rows_per_step=c.batch.rows,
+    max_length=c.batch.max_length,
+    epochs=c.epochs,
+    steps=c.steps,
+    packing=c.batch.packing,
+    groups=c.data.groups,
+    max_repeats=c.data.max_repeats,
+  )
+  return rows, encoded, plan
+
+
+def open_eval_sets(c, tokenizer) -> list[EvalSet]:
+  """The sets of `eval.sets`, tokenised and packed."""
+  sets = []
+  for name, files in c.eval.sets.items():
+    rows = read_sources(files, where=f"eval.sets[{name!r}]", drop_bad=c.data.bad_rows == "drop")
+    sets.append(
+      make_eval_set(
+        name,
+        rows.conversations,
+        tokenizer,
+        max_length=c.batch.max_length,
+        generate_rows=c.eval.generate_rows,
+        packing=c.batch.packing,
+      )
+    )
+  return sets
+
+
 def _lower_is_better(config: dict) -> bool:
   return prefers_lower(config["checkpoint"]["best"] or "loss")
 
@@ -90,6 +162,8 @@ def _read_json(path: Path) -> dict:
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
-    raise UserError(f"{path} is missing; is {path.parent} the workdir of a run that has begun?") from None
+    raise UserError(
+      f"{path} is missing; is {path.parent} the workdir of a run that has begun?"
+    ) from None
   except ValueError as e:
     raise UserError(f"{path} is damaged: {e}") from e

@@ -167,5 +167,7 @@ def write_json(path: Path, value) -> None:
 
 def _needed(name: str) -> str:
   if not os.environ.get(name, "").isdigit():
-    raise UserError(f"JAX_COORDINATOR_ADDRESS is set, but {name} is {os.environ.get(name)!r}; set it to a number")
+    raise UserError(
+      f"JAX_COORDINATOR_ADDRESS is set, but {name} is {os.environ.get(name)!r}; set it to a number"
+    )
   return os.environ[name]

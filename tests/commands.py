@@ -1,7 +1,7 @@
 """The commands as tests call them, and the smallest run that has everything in it.
 
-    config = commands.write_config(tmp_path, "c.steps = 4")
-    code, out, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run")
+config = commands.write_config(tmp_path, "c.steps = 4")
+code, out, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run")
 """
 
 import contextlib
@@ -56,7 +56,9 @@ def get_config():
 def write_config(folder, *lines: str) -> pathlib.Path:
   """A config of three languages and a few steps, with further lines such as "c.steps = 4"."""
   path = pathlib.Path(folder) / "tiny.py"
-  path.write_text(_CONFIG.format(languages=list(COUNTS), lines="\n".join(f"  {line}" for line in lines)))
+  path.write_text(
+    _CONFIG.format(languages=list(COUNTS), lines="\n".join(f"  {line}" for line in lines))
+  )
   return path
 
 
@@ -64,7 +66,11 @@ def here(module, *args) -> tuple[int, str, str]:
   """(exit code, stdout, stderr) of a command in this process."""
   out, err = io.StringIO(), io.StringIO()
   argv = [module.__name__, *map(str, args)]
-  with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+  with (
+    mock.patch.object(sys, "argv", argv),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
     try:
       code = module.main()
     except SystemExit as e:  # argparse
@@ -116,4 +122,6 @@ def train_events(workdir) -> dict[int, dict]:
 def contents(folder) -> dict[str, bytes]:
   """Every file below a folder, to see that nothing was written over."""
   folder = pathlib.Path(folder)
-  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  return {
+    p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+  }

@@ -95,7 +95,9 @@ def test_values_that_cannot_be(attempt, line, parts):
   has(attempt("c.batch.rows = 8", line), *parts)
 
 
-@pytest.mark.parametrize("sizes", [(3, -1, 1), (1, 4, 1), (-1, -1, 1), (0, -1, 1), (-2, -4, 1), (1, 16, 1)])
+@pytest.mark.parametrize(
+  "sizes", [(3, -1, 1), (1, 4, 1), (-1, -1, 1), (0, -1, 1), (-2, -4, 1), (1, 16, 1)]
+)
 def test_a_mesh_that_does_not_fit(attempt, sizes):
   data, fsdp, tensor = sizes
   message = attempt(f"c.mesh.data, c.mesh.fsdp, c.mesh.tensor = {data}, {fsdp}, {tensor}")
@@ -110,9 +112,16 @@ def test_rows_that_the_mesh_does_not_divide(attempt):
 
 
 def test_a_missing_file(attempt):
-  has(attempt("c.data.train = {'sw': ['nowhere/sw.jsonl']}"), "data.train['sw']", "nowhere/sw.jsonl", "does not exist")
+  has(
+    attempt("c.data.train = {'sw': ['nowhere/sw.jsonl']}"),
+    "data.train['sw']",
+    "nowhere/sw.jsonl",
+    "does not exist",
+  )
   has(attempt("c.data.train = ['nowhere/*.jsonl']"), "nowhere/*.jsonl", "matches no file")
-  has(attempt("c.eval.sets = {'mine': ['nowhere/sw.jsonl']}"), "eval.sets['mine']", "nowhere/sw.jsonl")
+  has(
+    attempt("c.eval.sets = {'mine': ['nowhere/sw.jsonl']}"), "eval.sets['mine']", "nowhere/sw.jsonl"
+  )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,10 @@ def test_a_missing_file(attempt):
   [
     ('{"lang": "sw", "prompt": ', ("broken JSON", "one JSON object a line")),
     (row(messages=[{"role": "wizard", "content": "x"}]), ("'wizard'", "user, human")),
-    (row(messages=[{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]), ("'user'", "alternate")),
+    (
+      row(messages=[{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]),
+      ("'user'", "alternate"),
+    ),
     (row(completion="  "), ("empty", "Fill it in")),
     (row(lang=None), ("no language", 'Add "lang"')),
     (row(lang="klingonish"), ("klingonish",)),
@@ -139,7 +151,12 @@ def test_languages_without_rows_and_more_examples_than_there_are(attempt, rows_f
   has(message, "1 examples of 'fi'", "no rows", "data.train", "sw")
   message = attempt(line, "c.data.mixture = {'counts': {'sw': 3}}")
   has(message, "3 examples of 'sw'", "2 usable", "data.max_repeats")
-  has(attempt(line, "c.data.mixture = {'count': {'sw': 2}}"), "data.mixture", "'count'", "did you mean 'counts'")
+  has(
+    attempt(line, "c.data.mixture = {'count': {'sw': 2}}"),
+    "data.mixture",
+    "'count'",
+    "did you mean 'counts'",
+  )
 
 
 def test_a_long_row(attempt, rows_file, tmp_path, monkeypatch):
@@ -155,7 +172,9 @@ def test_a_long_row(attempt, rows_file, tmp_path, monkeypatch):
   def stop():
     raise UserError("far enough")
 
-  attempt_config = commands.write_config(tmp_path, *settings, "c.batch.rows = 8", "c.optimizer.warmup_steps = 0")
+  attempt_config = commands.write_config(
+    tmp_path, *settings, "c.batch.rows = 8", "c.optimizer.warmup_steps = 0"
+  )
   code, _, err = commands.here(train, "--config", attempt_config, "--workdir", tmp_path / "other")
   assert (code, err) == (2, "error: far enough\n")
   assert ledgers[0]["languages"]["sw"]["dropped"] == {"over_long": 1}
@@ -175,7 +194,12 @@ def model(tmp_path):
   return folder
 
 
-BASE = ("c.model.sizes = {}", "c.tokenizer.path = ''", "c.batch.rows = 8", "c.batch.max_length = 1024")
+BASE = (
+  "c.model.sizes = {}",
+  "c.tokenizer.path = ''",
+  "c.batch.rows = 8",
+  "c.batch.max_length = 1024",
+)
 
 
 def edit_tensors(folder, change):
@@ -191,17 +215,23 @@ def test_a_model_with_a_missing_or_an_unknown_tensor(attempt, model):
   name = "model.layers.1.mlp.up_proj.weight"
   kept = (model / "model.safetensors").read_bytes()
   edit_tensors(model, lambda t: t.pop(name))
-  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 missing", name, "config.json")
+  has(
+    attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 missing", name, "config.json"
+  )
   (model / "model.safetensors").write_bytes(kept)
   edit_tensors(model, lambda t: t.update({"model.extra.weight": np.zeros(3, np.float32)}))
-  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 unknown", "model.extra.weight")
+  has(
+    attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 unknown", "model.extra.weight"
+  )
 
 
 def test_a_model_that_is_not_supported_or_not_there(attempt, model, tmp_path):
   from tests import families
 
   families.edit_config(model, model_type="mamba")
-  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "'mamba'", "qwen3")
+  has(
+    attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "'mamba'", "qwen3"
+  )
   (model / "config.json").unlink()
   has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "not found")
   has(attempt("c.model.path = './nowhere'", *BASE), "'./nowhere'", "no such folder")
@@ -209,7 +239,9 @@ def test_a_model_that_is_not_supported_or_not_there(attempt, model, tmp_path):
 
 def test_a_vocabulary_smaller_than_the_tokenizer(attempt, model):
   tokenizer = commands.ROOT / "mlit_jax" / "assets" / "tokenizer12"
-  message = attempt(f"c.model.path = {str(model)!r}", *BASE[:1], f"c.tokenizer.path = {str(tokenizer)!r}", *BASE[2:])
+  message = attempt(
+    f"c.model.path = {str(model)!r}", *BASE[:1], f"c.tokenizer.path = {str(tokenizer)!r}", *BASE[2:]
+  )
   has(message, "320", "tokenizer.path")
 
 
@@ -259,7 +291,11 @@ def test_a_workdir_of_a_different_config(attempt, begun):
 
 def test_a_run_may_go_on_on_another_mesh(begun, tmp_path):
   """And under another name and with other logs: none of these changes what is trained."""
-  lines = ("c.batch.rows = 8", "c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 2, 2, 2", "c.log.every_steps = 9")
+  lines = (
+    "c.batch.rows = 8",
+    "c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 2, 2, 2",
+    "c.log.every_steps = 9",
+  )
   config = load_config(str(commands.write_config(tmp_path, *lines)))
   workdirs.check_free(begun, config)
   config.seed = 1
@@ -285,10 +321,14 @@ def test_a_workdir_that_was_killed_while_it_wrote_its_first_file_can_be_used(tmp
 
 def test_a_workdir_that_cannot_be_made(attempt, tmp_path):
   (tmp_path / "file").write_text("")
-  has(attempt(workdir=tmp_path / "file" / "run"), str(tmp_path / "file" / "run"), "another --workdir")
+  has(
+    attempt(workdir=tmp_path / "file" / "run"), str(tmp_path / "file" / "run"), "another --workdir"
+  )
 
 
 def test_debug_gives_the_traceback(tmp_path):
   config = commands.write_config(tmp_path, "c.steps = 3")
   code, _, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run", "--debug")
-  assert code == 2 and "Traceback" in err and err.endswith("set exactly one of them to more than 0\n")
+  assert (
+    code == 2 and "Traceback" in err and err.endswith("set exactly one of them to more than 0\n")
+  )

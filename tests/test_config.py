@@ -19,7 +19,9 @@ def write(tmp_path):
   def write(*lines):
     path = tmp_path / "mine.py"
     body = "\n".join(f"  {line}" for line in lines)
-    path.write_text(f"from configs import base\n\n\ndef get_config():\n  c = base.get_config()\n{body}\n  return c\n")
+    path.write_text(
+      f"from configs import base\n\n\ndef get_config():\n  c = base.get_config()\n{body}\n  return c\n"
+    )
     return str(path)
 
   return write
@@ -87,7 +89,13 @@ def test_values_of_another_type_are_refused(write, key, value, wanted):
 
 
 @pytest.mark.parametrize(
-  "line", ["c.steps = 'many'", "c.optimizer.learning_rate = 'fast'", "c.data.mixture = 3", "c.steps = None"]
+  "line",
+  [
+    "c.steps = 'many'",
+    "c.optimizer.learning_rate = 'fast'",
+    "c.data.mixture = 3",
+    "c.steps = None",
+  ],
 )
 def test_values_of_another_type_in_a_file_are_refused(write, line):
   key = line.split(" ")[0].removeprefix("c.").split(".")[-1]
@@ -109,7 +117,11 @@ def test_values_of_another_type_in_a_file_are_refused(write, line):
     ("model.path", "123", "123"),
     ("checkpoint.best", "", ""),
     ("data.mixture", "{'counts': {'en': 3, '*': 4}}", {"counts": {"en": 3, "*": 4}}),
-    ("data.mixture", '{"unimax": {"x": true, "y": null}}', {"unimax": {"x": True, "y": None}}),  # JSON only
+    (
+      "data.mixture",
+      '{"unimax": {"x": true, "y": null}}',
+      {"unimax": {"x": True, "y": None}},
+    ),  # JSON only
     ("data.train", "['a.jsonl']", ["a.jsonl"]),  # a list where the default is a mapping
     ("model.sizes", "{'d_model': 8}", {"d_model": 8}),
   ],
@@ -176,6 +188,9 @@ def test_base_gives_a_fresh_config_each_time():
   assert isinstance(one, ConfigDict) and nested(two)["batch"]["rows"] == 8
 
 
-@pytest.mark.parametrize("file", sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name not in ("__init__.py", "base.py")))
+@pytest.mark.parametrize(
+  "file",
+  sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name not in ("__init__.py", "base.py")),
+)
 def test_the_configs_of_the_project_load(file):
   assert flatten(load_config(str(file))).keys() == flatten(base.get_config()).keys()

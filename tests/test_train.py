@@ -38,11 +38,19 @@ def test_the_workdir_has_what_the_interface_lists(finished):
   assert {"config", "versions"} <= read(workdir / "config.json").keys()
   assert read(workdir / "config.json")["config"]["batch"]["max_length"] == 128
   for step in range(0, steps + 1, 2):
-    assert set(read(workdir / "evals" / str(step) / "heldout.json")) == {*commands.COUNTS, "mean", "worst"}
-    lines = (workdir / "evals" / str(step) / "generations.jsonl").read_text(encoding="utf-8").split("\n")
+    assert set(read(workdir / "evals" / str(step) / "heldout.json")) == {
+      *commands.COUNTS,
+      "mean",
+      "worst",
+    }
+    lines = (
+      (workdir / "evals" / str(step) / "generations.jsonl").read_text(encoding="utf-8").split("\n")
+    )
     rows = [json.loads(line) for line in lines[:-1]]
     assert [r["lang"] for r in rows] == list(commands.COUNTS)
-    assert all(r.keys() == {"id", "lang", "prompt", "response", "stopped", "tokens", "model"} for r in rows)
+    assert all(
+      r.keys() == {"id", "lang", "prompt", "response", "stopped", "tokens", "model"} for r in rows
+    )
   assert (workdir / "checkpoints" / str(steps)).is_dir()
   card = (workdir / "README.md").read_text(encoding="utf-8")
   assert all(f"| {lang} | {n} |" in card for lang, n in commands.COUNTS.items())
@@ -68,7 +76,9 @@ def test_the_names_of_the_metrics(finished):
     assert event["train/loss"] == pytest.approx(mean, rel=1e-6)
   evals = [e for e in commands.events(workdir) if "eval/heldout/mean/loss" in e]
   assert [e["step"] for e in evals] == sorted({*range(0, steps + 1, 2), steps})
-  names = {f"eval/heldout/{lang}/{m}" for lang in (*commands.COUNTS, "mean", "worst") for m in METRICS}
+  names = {
+    f"eval/heldout/{lang}/{m}" for lang in (*commands.COUNTS, "mean", "worst") for m in METRICS
+  }
   assert all(e.keys() == {"step", "time", *names} for e in evals)
   assert evals[-1]["eval/heldout/mean/loss"] < evals[0]["eval/heldout/mean/loss"]
 
@@ -108,7 +118,13 @@ def test_another_number_of_devices_gives_the_same_run(finished, tmp_path):
   """Two devices, resumed from nothing: the same batches and the same losses."""
   workdir, config, *_ = finished
   process = commands.start(
-    "train", "--config", config, "--workdir", tmp_path / "run", "--config.eval.generate_rows=0", devices=2
+    "train",
+    "--config",
+    config,
+    "--workdir",
+    tmp_path / "run",
+    "--config.eval.generate_rows=0",
+    devices=2,
   )
   code, _, err = commands.ended(process)
   assert code == 0, err
@@ -134,7 +150,9 @@ def test_an_export_gives_our_logits_in_transformers(finished, tmp_path):
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids == list(opened.tokenizer.encode_text(opened.tokenizer.template.prompt(messages)))
     tokens = np.array([ids], np.int32)
-    ours = decoder.apply(opened.params, opened.cfg, tokens, np.arange(len(ids))[None], np.ones_like(tokens))
+    ours = decoder.apply(
+      opened.params, opened.cfg, tokens, np.arange(len(ids))[None], np.ones_like(tokens)
+    )
     with torch.no_grad():
       theirs = model(torch.tensor([ids])).logits.numpy()
     np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=0)
@@ -149,10 +167,16 @@ def test_generate_answers(finished, tmp_path):
   workdir, *_ = finished
   prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
   rows = [
-    {"id": "a", "lang": "sw", "prompt": "Kwa nini\u2028anga ni la bluu?"},  # a line separator, not a line's end
+    {
+      "id": "a",
+      "lang": "sw",
+      "prompt": "Kwa nini\u2028anga ni la bluu?",
+    },  # a line separator, not a line's end
     {"id": "b", "lang": "zh", "messages": [{"role": "user", "content": "你好"}]},
   ]
-  prompts.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+  prompts.write_text(
+    "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+  )
   args = ["--model", f"{workdir}@best", "--max_new_tokens", 3]
   code, _, err = commands.here(generate, *args, "--prompts", prompts, "--out", answers)
   assert code == 0, err
@@ -167,7 +191,18 @@ def test_generate_answers(finished, tmp_path):
 def test_evaluate_writes_a_summary(finished, tmp_path):
   workdir, *_ = finished
   suite = commands.ROOT / "mlit_jax" / "assets" / "instructions12" / "eval" / "sw.jsonl"
-  args = ["--model", workdir, "--suite", suite, "--max_length", 128, "--generate_rows", 1, "--max_new_tokens", 4]
+  args = [
+    "--model",
+    workdir,
+    "--suite",
+    suite,
+    "--max_length",
+    128,
+    "--generate_rows",
+    1,
+    "--max_new_tokens",
+    4,
+  ]
   code, _, err = commands.here(evaluate, *args, "--out", tmp_path)
   assert code == 0, err
   summary = read(tmp_path / "summary.json")
@@ -199,10 +234,14 @@ def test_a_tuned_base_model_loads_in_transformers_and_differs_from_its_base(tmp_
   code, _, err = commands.here(export, "--workdir", workdir, "--out", out)
   assert code == 0, err
   assert {p.name for p in (tmp_path / "base").iterdir()} <= {p.name for p in out.iterdir()}
-  assert transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+  assert (
+    transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+  )
   opened = open_workdir(workdir, "latest", make_mesh(1, 1, 1, devices=jax.devices()[:1]))
   rounded = jax.tree.map(lambda a: a.astype("bfloat16").astype("float32"), opened.params)
-  assert any((a != b).any() for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(opened.params)))
+  assert any(
+    (a != b).any() for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(opened.params))
+  )
   tokens = np.arange(24, dtype=np.int32)[None] * 7 % 256
   ours = decoder.apply(rounded, opened.cfg, tokens, np.arange(24)[None], np.ones_like(tokens))
   theirs = families.hf_logits(families.load_model(out), tokens)

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlit_jax
 from configs import base
 
-LANGUAGES = "ar cs en es et fi he hi it ru sw zh".split()
+LANGUAGES = ["ar", "cs", "en", "es", "et", "fi", "he", "hi", "it", "ru", "sw", "zh"]
 ROWS = Path("runs/base12/rows")
 
 

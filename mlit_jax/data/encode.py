@@ -147,7 +147,9 @@ def _render(c: Conversation, tokenizer: Tokenizer):
 def _fingerprint(conversations, tokenizer, max_length, over_long, languages) -> str:
   digest = hashlib.blake2b(digest_size=16)
   for c in conversations:
-    digest.update(json.dumps([c.example_id, c.group_id]).encode())  # no group is not the group "None"
+    digest.update(
+      json.dumps([c.example_id, c.group_id]).encode()
+    )  # no group is not the group "None"
   digest.update(
     json.dumps([VERSION, tokenizer.fingerprint, max_length, over_long, languages]).encode()
   )
@@ -164,7 +166,10 @@ def save_cache(encoded: Encoded, folder: Path) -> None:
   try:
     for name in ARRAYS:
       np.save(temporary / f"{name}.npy", getattr(encoded, name))
-    rest = {k: getattr(encoded, k) for k in ("languages", "example_ids", "group_ids", "dropped", "fingerprint")}
+    rest = {
+      k: getattr(encoded, k)
+      for k in ("languages", "example_ids", "group_ids", "dropped", "fingerprint")
+    }
     (temporary / "rest.json").write_text(json.dumps(rest), encoding="utf-8")
     os.rename(temporary, folder)
   except OSError as e:

@@ -48,7 +48,10 @@ class EvalSet:
       examples = np.full((rows_per_step, num_segments), -1, np.int64)
       for r, row in enumerate(rows):
         examples[r, : len(row)] = row
-      yield gather_rows(self.encoded, [np.array(r, np.int64) for r in rows], self.max_length), examples
+      yield (
+        gather_rows(self.encoded, [np.array(r, np.int64) for r in rows], self.max_length),
+        examples,
+      )
 
 
 def make_eval_set(
@@ -72,7 +75,9 @@ def make_eval_set(
   questions = []
   for lang in encoded.languages:
     mine = [c for c in conversations if c.lang == lang and c.example_id in fitting]
-    mine.sort(key=lambda c: (mixture.stable_hash("question", c.group_id or c.example_id), c.example_id))
+    mine.sort(
+      key=lambda c: (mixture.stable_hash("question", c.group_id or c.example_id), c.example_id)
+    )
     questions += [make_question(c, tokenizer) for c in mine[:generate_rows]]
   return EvalSet(name, encoded, rows, max_length, questions)
 

@@ -44,7 +44,9 @@ def make_ledger(rows: RowSet, encoded: Encoded, plan: Plan, *, mixture: Mapping,
       "trained_tokens": planned["trained_tokens"].get(lang, 0),
       "share_of_trained_tokens": planned["trained_tokens"].get(lang, 0) / total,
       "truncated": int(encoded.truncated[examples].sum()),
-      "bytes_per_token": round(float(encoded.text_bytes[examples].sum() / tokens), 3) if tokens else None,
+      "bytes_per_token": round(float(encoded.text_bytes[examples].sum() / tokens), 3)
+      if tokens
+      else None,
     }
   slots = plan.steps * plan.rows_per_step * plan.max_length
   return {
@@ -60,7 +62,9 @@ def make_ledger(rows: RowSet, encoded: Encoded, plan: Plan, *, mixture: Mapping,
   }
 
 
-def planned_sums(encoded: Encoded, plan: Plan, steps: int | None = None) -> dict[str, dict[str, int]]:
+def planned_sums(
+  encoded: Encoded, plan: Plan, steps: int | None = None
+) -> dict[str, dict[str, int]]:
   """{"examples" | "tokens" | "trained_tokens": {language: number}} of the first `steps` of the plan."""
   last = plan.row_starts[plan.rows_per_step * (plan.steps if steps is None else steps)]
   examples = plan.examples[:last]

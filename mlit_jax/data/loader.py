@@ -29,9 +29,9 @@ def load_batches(
 def gather_rows(encoded: Encoded, rows: Sequence[np.ndarray], max_length: int) -> Batch:
   """Batch [len(rows), max_length] of packed rows given as example numbers.
 
-      examples [7 8 9] and [4 5]
-      tokens    7 8 9 4 5 0    targets   8 9 0 5 0 0
-      positions 0 1 2 0 1 0    segments  1 1 1 2 2 0
+  examples [7 8 9] and [4 5]
+  tokens    7 8 9 4 5 0    targets   8 9 0 5 0 0
+  positions 0 1 2 0 1 0    segments  1 1 1 2 2 0
   """
   batch = empty_batch(len(rows), max_length)
   examples = np.concatenate([np.asarray(r, np.int64) for r in rows])

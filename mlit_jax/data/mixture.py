@@ -54,7 +54,9 @@ def choose(keys: Mapping[str, Sequence[str]], counts: Mapping[str, int], seed: i
   """
   chosen = {}
   for lang, count in counts.items():
-    ranked = sorted(range(len(keys[lang])), key=lambda i, k=keys[lang]: (stable_hash(seed, k[i]), i))
+    ranked = sorted(
+      range(len(keys[lang])), key=lambda i, k=keys[lang]: (stable_hash(seed, k[i]), i)
+    )
     chosen[lang] = [(ranked[j % len(ranked)], j // len(ranked)) for j in range(count)]
   return chosen
 
@@ -108,10 +110,14 @@ def _uniform(body: Mapping, available) -> dict[str, int]:
   _whole("data.mixture.uniform.total", body["total"])
   languages = list(body.get("languages") or available)
   if not languages:
-    raise UserError("data.mixture.uniform spreads over all languages, but data.train has no rows of any")
+    raise UserError(
+      "data.mixture.uniform spreads over all languages, but data.train has no rows of any"
+    )
   twice = [lang for lang in languages if languages.count(lang) > 1]
   if twice:
-    raise UserError(f"data.mixture.uniform.languages names {twice[0]!r} twice; name each language once")
+    raise UserError(
+      f"data.mixture.uniform.languages names {twice[0]!r} twice; name each language once"
+    )
   return spread(body["total"], languages)
 
 

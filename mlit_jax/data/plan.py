@@ -62,9 +62,7 @@ def make_plan(
   by_lang = {lang: _rows_of(encoded, i) for i, lang in enumerate(encoded.languages)}
   available = {lang: len(rows) for lang, rows in by_lang.items() if len(rows)}
   counts = mixture.resolve_counts(spec, available, max_repeats=max_repeats)
-  keys = {
-    lang: [_choice_key(encoded, i, lang, groups) for i in by_lang[lang]] for lang in counts
-  }
+  keys = {lang: [_choice_key(encoded, i, lang, groups) for i in by_lang[lang]] for lang in counts}
   chosen = mixture.choose(keys, counts, seed)
   slots = interleave(counts)
   examples: list[np.ndarray] = []
@@ -72,7 +70,11 @@ def make_plan(
   epoch = 0
   while epoch < epochs or (steps and len(sizes) < steps * rows_per_step):
     order = _epoch_order(encoded, by_lang, chosen, slots, seed, epoch)
-    rows = pack(encoded.lengths[order].tolist(), max_length) if packing else [[i] for i in range(len(order))]
+    rows = (
+      pack(encoded.lengths[order].tolist(), max_length)
+      if packing
+      else [[i] for i in range(len(order))]
+    )
     examples += [order[row] for row in rows]
     sizes += [len(row) for row in rows]
     epoch += 1
@@ -114,7 +116,9 @@ def _rows_of(encoded: Encoded, language: int) -> np.ndarray:
   return np.array(sorted(rows, key=lambda i: encoded.example_ids[i]), np.int64)
 
 
-def _epoch_order(encoded, by_lang, chosen, slots: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+def _epoch_order(
+  encoded, by_lang, chosen, slots: Sequence[str], seed: int, epoch: int
+) -> np.ndarray:
   """Example numbers of one epoch: languages by slot, rows of a language by hash."""
   queues = {}
   for lang, rows in chosen.items():

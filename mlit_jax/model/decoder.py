@@ -74,7 +74,14 @@ def count_params(cfg: DecoderConfig) -> int:
 
 
 def apply(
-  params, cfg: DecoderConfig, tokens_BT, positions_BT, segments_BT, *, dtype=jnp.float32, remat="none"
+  params,
+  cfg: DecoderConfig,
+  tokens_BT,
+  positions_BT,
+  segments_BT,
+  *,
+  dtype=jnp.float32,
+  remat="none",
 ) -> jax.Array:
   """logits_BTV, float32, of packed rows."""
   x_BTD = embed(params, cfg, tokens_BT, dtype)

@@ -8,13 +8,33 @@ from rich.table import Table
 
 from mlit_jax import runtime
 
-METRIC_FORMAT = {"loss": ".3f", "bits_per_byte": ".3f", "fidelity": ".0%", "stopped": ".0%", "chrf": ".1f", "exact": ".0%"}
+METRIC_FORMAT = {
+  "loss": ".3f",
+  "bits_per_byte": ".3f",
+  "fidelity": ".0%",
+  "stopped": ".0%",
+  "chrf": ".1f",
+  "exact": ".0%",
+}
 
 
 def plan_table(ledger: dict) -> Table:
   """Per language: what was read and dropped, and what the run will train on."""
-  table = Table(title=f"plan {ledger['hash'][:12]}: {ledger['steps']} steps, {ledger['epochs']} epochs, padding {ledger['padding']:.1%}", title_justify="left")
-  for name in ("language", "rows", "dropped", "per epoch", "examples", "tokens", "trained tokens", "share", "bytes/token"):
+  table = Table(
+    title=f"plan {ledger['hash'][:12]}: {ledger['steps']} steps, {ledger['epochs']} epochs, padding {ledger['padding']:.1%}",
+    title_justify="left",
+  )
+  for name in (
+    "language",
+    "rows",
+    "dropped",
+    "per epoch",
+    "examples",
+    "tokens",
+    "trained tokens",
+    "share",
+    "bytes/token",
+  ):
     table.add_column(name, justify="left" if name == "language" else "right")
   for lang, e in ledger["languages"].items():
     dropped = sum(e["dropped"].values())
@@ -50,7 +70,9 @@ def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
   for metric, form in METRIC_FORMAT.items():
     mean, worst = by_lang["mean"].get(metric), by_lang["worst"].get(metric)
     if mean and mean["value"] is not None and metric != "exact":
-      parts.append(f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})")
+      parts.append(
+        f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})"
+      )
   return "  ".join(parts)
 
 
@@ -83,7 +105,12 @@ def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
     "",
   ]
   for name in after:
-    lines += [f"## Evaluated on {name}, before → after", "", *_set_rows(before.get(name, {}), after[name]), ""]
+    lines += [
+      f"## Evaluated on {name}, before → after",
+      "",
+      *_set_rows(before.get(name, {}), after[name]),
+      "",
+    ]
   runtime.write_atomic(root / "README.md", "\n".join(lines))
 
 

@@ -124,18 +124,24 @@ def resolve_step(folder: Path, name: str, *, lower_is_better: bool = True) -> in
   folder = Path(folder)
   steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
   if not steps:
-    raise UserError(f"{folder} holds no checkpoint. Is this the workdir of a run that has saved one?")
+    raise UserError(
+      f"{folder} holds no checkpoint. Is this the workdir of a run that has saved one?"
+    )
   if name == "latest":
     return steps[-1]
   if name == "best":
     metrics = {step: _metric(folder / str(step)) for step in steps}
     known = {step: m for step, m in metrics.items() if m is not None}
     if not known:
-      raise UserError(f"{folder}: no checkpoint was saved with an evaluation; use latest or one of {steps}")
+      raise UserError(
+        f"{folder}: no checkpoint was saved with an evaluation; use latest or one of {steps}"
+      )
     return (min if lower_is_better else max)(known, key=lambda step: (known[step], step))
   if name.isdigit() and int(name) in steps:
     return int(name)
-  raise UserError(f"{folder} has no step {name!r}; it has latest, best and {', '.join(map(str, steps))}")
+  raise UserError(
+    f"{folder} has no step {name!r}; it has latest, best and {', '.join(map(str, steps))}"
+  )
 
 
 def abstract_like(shapes, shardings):

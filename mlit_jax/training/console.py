@@ -78,7 +78,9 @@ class Meter:
 
   def add(self, sums, norm: float, flops: float, slots: int) -> None:
     """Host sums of one step (Sums of numpy arrays), its gradient norm, useful FLOPs and token slots."""
-    wide = type(sums)(*(np.asarray(x, np.float64 if i == 0 else np.int64) for i, x in enumerate(sums)))
+    wide = type(sums)(
+      *(np.asarray(x, np.float64 if i == 0 else np.int64) for i, x in enumerate(sums))
+    )
     self.sums = wide if self.sums is None else type(sums)(*map(np.add, self.sums, wide))
     self.steps += 1
     self.norm = norm

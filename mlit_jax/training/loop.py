@@ -12,7 +12,7 @@ import numpy as np
 from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch, check_batch
 from mlit_jax.errors import UserError
-from mlit_jax.runtime import StopSignal, Stopped
+from mlit_jax.runtime import Stopped, StopSignal
 from mlit_jax.training.console import Meter, Terminal
 from mlit_jax.training.step import State, StepMetrics
 
@@ -31,7 +31,9 @@ class Run:
   learning_rate: Callable  # step -> float
   step_flops: Callable  # step -> float
   peak_flops: float | None
-  evaluate: Callable  # (step, params) -> the metric that "best" goes by: then the step is saved; or None
+  evaluate: (
+    Callable  # (step, params) -> the metric that "best" goes by: then the step is saved; or None
+  )
   save: Callable  # (state, trained, metric) -> None
   log: Callable  # (step, {name: value}) -> None
   terminal: Terminal
@@ -66,7 +68,9 @@ def train(run: Run, state: State) -> State:
             run.save(state, run.trained, metric)
         meter.start += time.perf_counter() - began  # the speed is that of training
       if stopping:
-        raise Stopped(f"{stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on")
+        raise Stopped(
+          f"{stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on"
+        )
       batch = next(run.batches, None)
       assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
       state, metrics = run.train_step(state, _put(batch, run))

@@ -33,7 +33,9 @@ def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
   Step s of the warmup uses learning_rate * (s + 1) / warmup_steps, so that no step is lost at 0.
   """
   if cfg.schedule not in SCHEDULES:
-    raise UserError(f"optimizer.schedule is {cfg.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+    raise UserError(
+      f"optimizer.schedule is {cfg.schedule!r}; it must be one of {', '.join(SCHEDULES)}"
+    )
   if cfg.warmup_steps >= steps and cfg.warmup_steps:
     raise UserError(
       f"optimizer.warmup_steps {cfg.warmup_steps} leaves nothing of the run's {steps} steps; lower it"

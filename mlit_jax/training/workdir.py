@@ -18,7 +18,17 @@ from mlit_jax.model.decoder import is_spec
 OURS_BEFORE_START = (".lock", "cache")
 OURS_BEGUN = ".config.json."  # what a kill leaves of the first file
 FREE = ("workdir", "log.", "mesh.")  # keys that may differ when a run goes on
-PACKAGES = ("mlit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece")
+PACKAGES = (
+  "mlit_jax",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "tokenizers",
+  "sentencepiece",
+)
 
 
 def check_free(root: Path, config) -> None:
@@ -146,7 +156,7 @@ def read_evaluation(root: Path, step: int) -> dict:
 
 
 def parameter_lines(specs, shardings) -> list[str]:
-  """"blocks/attn/q_DNH  4x192x6x32  (layers, embed, heads, head_dim)  P(None, 'fsdp', ...)" for each."""
+  """ "blocks/attn/q_DNH  4x192x6x32  (layers, embed, heads, head_dim)  P(None, 'fsdp', ...)" for each."""
   flat_specs = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
   return [
     f"{'/'.join(k.key for k in path)}  {'x'.join(map(str, s.shape))}  ({', '.join(s.axes)})  {sharding.spec}"

@@ -12,9 +12,18 @@ from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
 import mlit_jax
 
 ROWS = Path(mlit_jax.__file__).parent / "assets" / "instructions12"
-LANGUAGES = "ar cs en es et fi he hi it ru sw zh".split()
+LANGUAGES = ["ar", "cs", "en", "es", "et", "fi", "he", "hi", "it", "ru", "sw", "zh"]
 SCRIPTS = {"ar": "ARABIC", "he": "HEBREW", "hi": "DEVANAGARI", "ru": "CYRILLIC", "zh": "CJK"}
-CATEGORIES = "explanation list rewriting advice reasoning facts classification creative".split()
+CATEGORIES = [
+  "explanation",
+  "list",
+  "rewriting",
+  "advice",
+  "reasoning",
+  "facts",
+  "classification",
+  "creative",
+]
 SURE = 25  # letters from which the detector's opinion counts
 
 

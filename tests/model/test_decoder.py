@@ -13,7 +13,11 @@ from mlit_jax.model.config import DecoderConfig
 
 SIZES = dict(vocab_size=50, d_model=24, num_heads=4, head_dim=8, d_ff=40)
 LLAMA3 = dict(
-  rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
+  rope_type="llama3",
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
+  original_max_position_embeddings=8,
 )
 CONFIGS = {
   "llama": DecoderConfig(
@@ -80,7 +84,9 @@ def one_a_row():
 
 def weigh(logits, seed):
   """A scalar that depends on every logit, differently."""
-  return jnp.sum(logits * np.random.default_rng(seed).standard_normal(logits.shape).astype(np.float32))
+  return jnp.sum(
+    logits * np.random.default_rng(seed).standard_normal(logits.shape).astype(np.float32)
+  )
 
 
 @every_config
@@ -175,7 +181,9 @@ def test_cached_equals_full(cfg, assert_close):
   params = make_params(cfg)
   rows = [examples()[3], examples()[0]]  # 9 and 7 tokens
   full = [np.asarray(decoder.apply(params, cfg, *alone(ids)))[0] for ids in rows]
-  step = jax.jit(lambda tokens, positions, cache: decoder.apply_cached(params, cfg, tokens, positions, cache))
+  step = jax.jit(
+    lambda tokens, positions, cache: decoder.apply_cached(params, cfg, tokens, positions, cache)
+  )
   prompts = [5, 3]
   tokens, positions = np.zeros((2, 6), np.int32), np.full((2, 6), -1, np.int32)
   for r, n in enumerate(prompts):
@@ -212,7 +220,9 @@ def test_remat_changes_no_gradient_and_saves_what_it_says(cfg, assert_close):
 @every_config
 def test_names_say_the_axes_and_every_axis_has_a_rule(cfg):
   specs = jax.tree_util.tree_leaves_with_path(decoder.param_specs(cfg), is_leaf=decoder.is_spec)
-  letters = dict(D=cfg.d_model, N=cfg.num_heads, K=cfg.num_kv_heads, H=cfg.head_dim, F=cfg.d_ff, V=cfg.vocab_size)
+  letters = dict(
+    D=cfg.d_model, N=cfg.num_heads, K=cfg.num_kv_heads, H=cfg.head_dim, F=cfg.d_ff, V=cfg.vocab_size
+  )
   assert len(specs) > 8
   for path, s in specs:
     names = [k.key for k in path]

@@ -52,7 +52,9 @@ def make_params():
 class Trainer:
   """A step on a mesh, put together as the entry point does it."""
 
-  def __init__(self, optimizer, *, sizes=(1, 1, 1), microbatches=1, clip_norm=0.0, dtype=jnp.float32):
+  def __init__(
+    self, optimizer, *, sizes=(1, 1, 1), microbatches=1, clip_norm=0.0, dtype=jnp.float32
+  ):
     self.mesh = meshes.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     shardings = state_shardings(
       optimizer,
@@ -143,14 +145,18 @@ def test_any_mesh_equals_one_device(whole, assert_close, sizes, microbatches):
 def test_sums_per_language_are_a_recount(whole):
   batch = make_batch(0)
   sums = whole[0][0].sums
-  logits = np.asarray(apply(make_params(), batch.tokens, batch.positions, batch.segments), np.float64)
+  logits = np.asarray(
+    apply(make_params(), batch.tokens, batch.positions, batch.segments), np.float64
+  )
   chosen = np.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
   nll = np.log(np.exp(logits).sum(-1)) - chosen
   for lang in range(LANGUAGES):
     here = (batch.language == lang) & (batch.segments > 0)
     assert sums.tokens[lang] == here.sum()
     assert sums.trained[lang] == (batch.weights[here] > 0).sum()
-    assert sums.examples[lang] == len({(r, s) for r, s in zip(np.nonzero(here)[0], batch.segments[here])})
+    assert sums.examples[lang] == len(
+      {(r, s) for r, s in zip(np.nonzero(here)[0], batch.segments[here])}
+    )
     np.testing.assert_allclose(sums.nll[lang], (nll * batch.weights)[here].sum(), rtol=1e-5)
   assert sums.tokens[1] == 0 and sums.tokens[0] and sums.tokens[2]
   assert sums.tokens.sum() == (batch.segments > 0).sum() and sums.examples.sum() == 2 * ROWS
@@ -223,7 +229,9 @@ def test_matrices_decay_and_norms_and_biases_do_not():
   )  # fmt: skip
   params = jax.tree.map(lambda s: jnp.ones(s.shape), decoder.param_shapes(cfg))
   optimizer = adamw(weight_decay=0.1)
-  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  updates, _ = optimizer.update(
+    jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+  )
   kinds = {True: 0, False: 0}
   for path, value in jax.tree_util.tree_leaves_with_path(updates):
     axes = "/".join(k.key for k in path)
@@ -246,7 +254,9 @@ def test_learning_rates():
   assert cosine[8] == pytest.approx(5.0)  # half way down
   assert cosine[12] == pytest.approx(2.0)
   assert cosine[4:] == sorted(cosine[4:], reverse=True)
-  assert rates(12, schedule="linear", warmup_steps=4)[4:] == pytest.approx([8, 7, 6, 5, 4, 3, 2, 1, 0])
+  assert rates(12, schedule="linear", warmup_steps=4)[4:] == pytest.approx(
+    [8, 7, 6, 5, 4, 3, 2, 1, 0]
+  )
   assert rates(2, schedule="cosine")[-1] == pytest.approx(0.0, abs=1e-6)
 
 

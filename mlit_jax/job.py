@@ -1,0 +1,192 @@
+"""A training job: the parts of a run, put together for the loop."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlit_jax import mesh as meshes
+from mlit_jax import runtime
+from mlit_jax.checks import check_best
+from mlit_jax.data import ledger as ledgers
+from mlit_jax.data.loader import load_batches
+from mlit_jax.errors import UserError
+from mlit_jax.evals import summary
+from mlit_jax.evals.evaluator import Evaluator
+from mlit_jax.model import decoder
+from mlit_jax.training import card, flops, report, workdir
+from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
+from mlit_jax.training.loop import Run, train
+from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from mlit_jax.training.step import State, make_train_step, state_shardings
+from mlit_jax.weights import load
+
+
+class Job:
+  """One training job: the parts of the run, put together for the loop."""
+
+  def __init__(self, c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal):
+    self.c, self.root, self.cfg, self.mesh, self.terminal = c, root, cfg, mesh, terminal
+    self.tokenizer, self.encoded, self.plan, self.ledger = tokenizer, encoded, plan, ledger
+    self.dtype = jnp.dtype(c.model.dtype)
+    optimizer_config = OptimizerConfig(**c.optimizer)
+    schedule = make_schedule(optimizer_config, plan.steps)
+    self.rates = np.asarray(jax.vmap(schedule)(jnp.arange(plan.steps)))
+    self.optimizer = make_optimizer(optimizer_config, plan.steps)
+    self.specs = decoder.param_specs(cfg)
+    self.shapes = decoder.param_shapes(cfg)
+    self.param_shardings = meshes.param_shardings(self.specs, mesh)
+    self.shardings = state_shardings(self.optimizer, self.param_shardings, self.shapes, mesh)
+    self.best_metric = c.checkpoint.best or (f"{sets[0].name}/mean/loss" if sets else "")
+    check_best(self.best_metric, sets)
+    self.evaluator = Evaluator(
+      cfg,
+      mesh,
+      tokenizer,
+      sets,
+      rows=c.batch.rows,
+      max_new_tokens=c.eval.max_new_tokens,
+      temperature=c.eval.temperature,
+      top_p=c.eval.top_p,
+      seed=c.seed,
+      dtype=self.dtype,
+      languages=[lang for lang, count in plan.counts.items() if count],
+    )
+
+  def run(self, base) -> None:
+    """Restore or begin, train, evaluate, and write what the run leaves behind."""
+    c, plan, terminal = self.c, self.plan, self.terminal
+    with Checkpoints(
+      self.root / "checkpoints",
+      keep_latest=c.checkpoint.keep_latest,
+      keep_best=c.checkpoint.keep_best,
+      lower_is_better=prefers_lower(self.best_metric),
+    ) as checkpoints:
+      self.checkpoints = checkpoints
+      state, trained = self.restore_or_begin(base)
+      first = int(state.step)
+      self.log_parameters()
+      every = c.eval.every_steps
+      due = first % every == 0 if first and every else c.eval.at_start and first == 0
+      if due and not (first and workdir.read_evaluation(self.root, first)):
+        self.evaluate(first, state.params)  # the first, or the one that a signal to stop left out
+      loop = Run(
+        mesh=self.mesh,
+        languages=self.encoded.languages,
+        total_steps=plan.steps,
+        rows=c.batch.rows,
+        max_length=c.batch.max_length,
+        train_step=make_train_step(
+          lambda params, *arrays: decoder.apply(
+            params, self.cfg, *arrays, dtype=self.dtype, remat=c.model.remat
+          ),
+          self.optimizer,
+          self.shardings,
+          self.mesh,
+          num_languages=len(self.encoded.languages),
+          microbatches=c.batch.microbatches,
+          clip_norm=c.optimizer.gradient_clip_norm,
+        ),
+        batches=load_batches(
+          self.encoded, plan, first, meshes.process_rows(self.mesh, c.batch.rows)
+        ),
+        learning_rate=self.rates.__getitem__,
+        step_flops=lambda step: flops.step_flops(
+          self.cfg, self.encoded.lengths[np.concatenate(plan.rows(step))]
+        ),
+        peak_flops=flops.peak_flops(c.log.peak_tflops),
+        evaluate=self.evaluate,
+        save=self.save,
+        log=lambda step, event: workdir.log(self.root, step, event),
+        terminal=terminal,
+        trained=trained,
+        eval_every=c.eval.every_steps,
+        save_every=c.checkpoint.every_steps,
+        log_every=c.log.every_steps,
+      )
+      state = train(loop, state)
+      if checkpoints.latest() != plan.steps:
+        self.save(state, trained, self.evaluate(plan.steps, state.params))
+      checkpoints.wait()
+    self.finish(trained)
+
+  def restore_or_begin(self, base) -> tuple[State, dict]:
+    """The newest checkpoint of this run, or its first state; and what was trained on so far."""
+    step = self.checkpoints.latest()
+    if step is None:
+      workdir.forget_after(self.root, -1)
+      return self.begin(base), {name: {} for name in ledgers.TRAINED}
+    abstract = abstract_like(jax.eval_shape(self._state, self.shapes), self.shardings)
+    state, meta = self.checkpoints.restore(step, abstract)
+    if meta["plan"] != self.plan.hash:
+      raise UserError(
+        f"{self.root}: the checkpoint of step {step} was trained on plan {meta['plan']}, the data now give plan "
+        f"{self.plan.hash}. Files, tokenizer or template have changed since. Restore them, or use another --workdir."
+      )
+    workdir.forget_after(self.root, step)
+    self.terminal.line(f"resumed at step {step} of {self.plan.steps}")
+    return state, meta["trained"]
+
+  def begin(self, base) -> State:
+    """Parameters of the base model, or fresh ones; an optimizer that has seen nothing."""
+    if base:
+      params = load.load_params(base.folder, self.cfg, self.param_shardings)
+    else:
+      init = jax.jit(
+        lambda key: decoder.init_params(self.cfg, key), out_shardings=self.param_shardings
+      )
+      params = init(jax.random.key(self.c.seed))
+    return jax.jit(self._state, out_shardings=self.shardings)(params)
+
+  def _state(self, params) -> State:
+    return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+  def evaluate(self, step: int, params) -> float | None:
+    """All sets and languages at this step: files, events and lines; returns the metric for `best`."""
+    if not self.evaluator.sets:
+      return None
+    figures, records = self.evaluator.run(params)
+    flat = summary.flatten(figures)
+    if runtime.is_main():
+      summary.write_evaluation(
+        self.root / "evals" / str(step), figures, records, model=f"{self.root}@{step}"
+      )
+    workdir.log(self.root, step, flat)
+    for name, by_lang in figures.items():
+      self.terminal.line(card.eval_line(step, self.plan.steps, name, by_lang))
+    return flat[f"eval/{self.best_metric}"] if self.c.checkpoint.keep_best else None
+
+  def save(self, state: State, trained: dict, metric: float | None) -> None:
+    meta = {"step": int(state.step), "plan": self.plan.hash, "trained": trained}
+    self.checkpoints.save(state, meta, metric)
+
+  def log_parameters(self) -> None:
+    """One line per parameter into parameters.txt: path, shape, where it lies."""
+    if runtime.is_main():
+      lines = workdir.parameter_lines(self.specs, self.param_shardings)
+      runtime.write_atomic(self.root / "parameters.txt", "\n".join(lines) + "\n")
+    self.terminal.line(
+      f"{decoder.count_params(self.cfg):,} parameters, mesh "
+      + " ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
+      + f", {self.plan.steps} steps of {self.c.batch.rows} x {self.c.batch.max_length} tokens"
+    )
+
+  def finish(self, trained: dict) -> None:
+    """The ledger with both columns, the card, and what to do next."""
+    ledger = ledgers.with_trained(self.ledger, trained)
+    workdir.keep_ledger(self.root, ledger)
+    self.terminal.table(card.ledger_table(ledger))
+    before = workdir.read_evaluation(self.root, 0)
+    last = workdir.read_evaluation(self.root, self.plan.steps)
+    for name in last:
+      self.terminal.table(summary.table(last, name))
+    if runtime.is_main():
+      card.write_card(self.root, self.c, ledger, before, last)
+      report.write_report(self.root)
+    wrong = ledgers.differences(ledger)
+    assert not wrong, f"the run did not train on what the plan says: {'; '.join(wrong)}"
+    self.terminal.line(f"\nchat    python -m mlit_jax.generate --model {self.root}")
+    self.terminal.line(
+      f"export  python -m mlit_jax.export --workdir {self.root} --out {self.root}/export"
+    )
