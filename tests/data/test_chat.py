@@ -142,7 +142,7 @@ def test_contents_that_look_like_the_marks_of_the_search_do_no_harm():
   content = "(\ue0000\ue001) \ue000\ue002 (\ue0001\ue001)"
   for name in NAMES:
     rendered = template(TEMPLATES[name]).render(chat(content, content, content, content))
-    assert [t.strip() for t in trained(rendered)][0].endswith(content + ENDS[name])
+    assert next(t.strip() for t in trained(rendered)).endswith(content + ENDS[name])
 
 
 def test_white_space_around_an_answer():

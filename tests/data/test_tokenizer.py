@@ -226,9 +226,9 @@ def test_a_bare_tokenizer_json(specials, end, tmp_path):
 
 
 def test_the_fingerprint_tells_what_shapes_ids_and_nothing_else(tmp_path):
-  load = lambda **kwargs: (
-    Tokenizer.load(write_folder(tmp_path, template=TEMPLATES["qwen3"]), **kwargs).fingerprint
-  )
+  def load(**kwargs):
+    return Tokenizer.load(write_folder(tmp_path, template=TEMPLATES["qwen3"]), **kwargs).fingerprint
+
   prints = [
     load(), load(date="2025-01-01"), load(template_kwargs={"enable_thinking": False}), load(template=TEMPLATES["zephyr"]),
     Tokenizer.load(write_folder(tmp_path, template=TEMPLATES["qwen3"], eos="</s>")).fingerprint,
