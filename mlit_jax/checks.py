@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
+import re
+from collections.abc import Iterable
+
+import numpy as np
 
 from mlit_jax import mesh as meshes
+from mlit_jax.config import nested
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
@@ -13,11 +20,57 @@ from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.training.checkpoint import LOWER_IS_BETTER
 
+ANY = math.inf
+# Key -> (least, below): what a number may be.
+RANGES = {
+  "seed": (0, 2**31),
+  "steps": (0, ANY),
+  "epochs": (0, ANY),
+  "data.max_repeats": (1, ANY),
+  "batch.rows": (1, ANY),
+  "batch.max_length": (1, ANY),
+  "batch.microbatches": (1, ANY),
+  "optimizer.learning_rate": (0, ANY),
+  "optimizer.final_learning_rate": (0, ANY),
+  "optimizer.warmup_steps": (0, ANY),
+  "optimizer.weight_decay": (0, ANY),
+  "optimizer.b1": (0, 1),
+  "optimizer.b2": (0, 1),
+  "optimizer.gradient_clip_norm": (0, ANY),
+  "eval.every_steps": (0, ANY),
+  "eval.generate_rows": (0, ANY),
+  "eval.max_new_tokens": (1, ANY),
+  "eval.temperature": (0, ANY),
+  "checkpoint.every_steps": (0, ANY),
+  "checkpoint.keep_latest": (1, ANY),
+  "checkpoint.keep_best": (0, ANY),
+  "log.every_steps": (1, ANY),
+  "log.peak_tflops": (0, ANY),
+}
+
 
 def check_config(c) -> None:
   """What a config can get wrong beyond names and types."""
+  try:
+    json.dumps(nested(c))
+  except TypeError as e:
+    raise UserError(
+      f"the config cannot be kept as JSON ({e}). Use plain values: str(path) for a Path."
+    ) from e
   if not c.workdir:
     raise UserError("workdir is empty; give --workdir DIR")
+  for key, (least, below) in RANGES.items():
+    *groups, name = key.split(".")
+    value = (c[groups[0]] if groups else c)[name]
+    if not least <= value < below:
+      raise UserError(
+        f"{key} is {value}; it must be at least {least}"
+        + (f" and below {below}" if below < ANY else "")
+      )
+  if not 0 < c.eval.top_p <= 1:
+    raise UserError(f"eval.top_p is {c.eval.top_p}; it must be above 0 and at most 1")
+  if not 0 < c.optimizer.eps < ANY:
+    raise UserError(f"optimizer.eps is {c.optimizer.eps}; it must be above 0, such as 1e-8")
   if (c.steps > 0) == (c.epochs > 0):
     raise UserError(
       f"steps = {c.steps} and epochs = {c.epochs}: set exactly one of them to more than 0"
@@ -35,16 +88,12 @@ def check_config(c) -> None:
     group, name = key.split(".")
     if c[group][name] not in allowed:
       raise UserError(f"{key} is {c[group][name]!r}; it must be one of {', '.join(allowed)}")
-  for key in (
-    "batch.rows",
-    "batch.max_length",
-    "batch.microbatches",
-    "data.max_repeats",
-    "log.every_steps",
-  ):
-    group, name = key.split(".")
-    if c[group][name] < 1:
-      raise UserError(f"{key} is {c[group][name]}; it must be at least 1")
+  for name in c.eval.sets:
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+      raise UserError(
+        f"eval.sets has a set named {name!r}; a name makes a file and the names of metrics: use letters, "
+        "digits, '.', '-' and '_'"
+      )
   if c.batch.rows % c.batch.microbatches:
     raise UserError(
       f"batch.rows {c.batch.rows} is not a multiple of batch.microbatches {c.batch.microbatches}"
@@ -57,6 +106,29 @@ def check_mesh(c, mesh) -> None:
     raise UserError(
       f"batch.rows {c.batch.rows} / batch.microbatches {c.batch.microbatches} is not a multiple of the "
       f"{shards} shards of the batch (mesh.data * mesh.fsdp); change one of them"
+    )
+
+
+def check_eval_set(s: EvalSet, languages: Iterable[str]) -> None:
+  """Refuse a set in which a language has no row left: it would be missing from every figure."""
+  measured = {s.encoded.languages[i] for i in np.unique(s.encoded.language)}
+  missing = sorted({*languages, *s.encoded.languages} - measured)
+  if missing or not measured:
+    dropped = ", ".join(f"{lang}: {why}" for lang, why in s.encoded.dropped.items())
+    raise UserError(
+      f"the evaluation set {s.name!r} has no usable row of {', '.join(missing) or 'any language'}"
+      + (f" (dropped {dropped})" if dropped else "")
+      + f". Add rows, remove the language, or raise max_length ({s.max_length})."
+    )
+
+
+def check_positions(longest: int, hf_config: dict) -> None:
+  """Refuse rows that are longer than what the base model can tell apart."""
+  known = hf_config.get("max_position_embeddings")
+  if known and longest > known:
+    raise UserError(
+      f"the longest row has {longest} tokens, but max_position_embeddings of the model is {known}. Set "
+      f"batch.max_length to {known} or less; data.over_long says what becomes of longer rows."
     )
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mlit_jax.errors import UserError
 
-LITERALS = (dict, list, tuple)  # what a key may hold besides numbers, text and yes/no
+MAY_BE_LIST = ("data.train",)  # keys that hold a mapping, or a list instead
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -123,16 +123,16 @@ def _parse(text: str, like, key: str):
       return reader(text)
     except (ValueError, SyntaxError):
       continue
-  raise UserError(f"--config.{key}={text}: cannot be read as {_kind(like)}")
+  raise UserError(f"--config.{key}={text}: cannot be read as {_kind(like, key)}")
 
 
 def _typed(key: str, value, like, place: str):
   """`value`, with an integer made a float where one is wanted; UserError if it is of another kind."""
   if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  alike = type(value) is type(like) or (isinstance(value, LITERALS) and isinstance(like, LITERALS))
+  alike = type(value) is type(like) or (key in MAY_BE_LIST and isinstance(value, (list, tuple)))
   if not alike:
-    raise UserError(f"{place}: {key} = {value!r} must be {_kind(like)}, like {like!r}")
+    raise UserError(f"{place}: {key} = {value!r} must be {_kind(like, key)}, like {like!r}")
   return value
 
 
@@ -144,9 +144,10 @@ def _assign(config: ConfigDict, key: str, value) -> None:
     config[last] = value
 
 
-def _kind(like) -> str:
+def _kind(like, key: str) -> str:
   names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-  return names.get(type(like), "a mapping or a list (a Python or JSON literal)")
+  mapping = "a mapping or a list" if key in MAY_BE_LIST else "a mapping"
+  return names.get(type(like), f"{mapping} (a Python or JSON literal)")
 
 
 def _unknown(key: str, known) -> str:

@@ -13,13 +13,15 @@ import jax.numpy as jnp
 
 from mlit_jax import mesh as meshes
 from mlit_jax import runtime
+from mlit_jax.checks import check_eval_set
 from mlit_jax.data.evalset import make_eval_set
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import read_sources
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
-from mlit_jax.opening import open_model, single_device_mesh
+from mlit_jax.opening import open_model, whole_mesh
+from mlit_jax.training import card
 from mlit_jax.training.console import Terminal
 
 
@@ -52,16 +54,22 @@ def main() -> int:
 
 def run(args) -> None:
   """Read the rows, open the model, score and answer, write."""
+  for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0)):
+    if getattr(args, name) < least:
+      raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+  out = Path(args.out)
+  if out.exists() and not out.is_dir():
+    raise UserError(f"--out {out} is a file; name a folder")
   rows = read_sources(args.suite, where="--suite").conversations
-  if args.languages:
-    wanted = {normalise_tag(tag) for tag in args.languages.split(",")}
+  wanted = {normalise_tag(tag) for tag in args.languages.split(",") if tag}
+  if wanted:
     missing = wanted - {c.lang for c in rows}
     if missing:
       raise UserError(f"--languages {','.join(sorted(missing))}: no such rows in {args.suite}")
     rows = [c for c in rows if c.lang in wanted]
   runtime.start()
   terminal = Terminal(shown=runtime.is_main())
-  mesh = single_device_mesh()
+  mesh = whole_mesh()
   model = open_model(args.model, mesh)
   suite = make_eval_set(
     "rows",
@@ -70,8 +78,9 @@ def run(args) -> None:
     max_length=args.max_length,
     generate_rows=args.generate_rows,
   )
-  for lang, reasons in suite.encoded.dropped.items():
-    terminal.line(f"left out {lang}: {reasons}; raise --max_length")
+  check_eval_set(suite, wanted)
+  for line in card.left_out([suite]):
+    terminal.line(f"{line}; raise --max_length")
   evaluator = Evaluator(
     model.cfg,
     mesh,
@@ -86,7 +95,6 @@ def run(args) -> None:
   )
   figures, records = evaluator.run(model.params)
   if runtime.is_main():
-    out = Path(args.out)
     summary.write_evaluation(out, figures, records, model=model.name)
     runtime.write_json(out / "summary.json", figures)
   for name in figures:

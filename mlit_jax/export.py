@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlit_jax import runtime
 from mlit_jax.errors import UserError
-from mlit_jax.opening import open_workdir, single_device_mesh
+from mlit_jax.opening import open_workdir, whole_mesh
 from mlit_jax.training.console import Terminal
 from mlit_jax.weights import save
 from mlit_jax.weights.load import READABLE
@@ -41,7 +41,7 @@ def run(root: Path, step: str, out: Path, dtype: str) -> None:
     raise UserError(f"--dtype {dtype!r} must be one of {', '.join(READABLE)}")
   runtime.start()
   terminal = Terminal(shown=runtime.is_main())
-  model = open_workdir(root, step, single_device_mesh())
+  model = open_workdir(root, step, whole_mesh())
   files = save.with_stop_ids(model.files, model.tokenizer.stop_ids)
   if (root / "README.md").exists():  # written when a run ends
     files["README.md"] = (root / "README.md").read_bytes()

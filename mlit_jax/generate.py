@@ -8,6 +8,7 @@ python -m mlit_jax.generate --model runs/quickstart --prompts prompts.jsonl --ou
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ from mlit_jax import runtime
 from mlit_jax.errors import UserError
 from mlit_jax.evals.decoding import Generator
 from mlit_jax.evals.evaluator import buckets
-from mlit_jax.opening import Opened, open_model, single_device_mesh
+from mlit_jax.opening import Opened, open_model, whole_mesh
 
 ROWS = 32
+PROMPT_ROLES = ("system", "user", "assistant")
 
 
 def main() -> int:
@@ -49,9 +51,13 @@ def run(args) -> None:
   """Open the model and answer."""
   if args.prompts and not args.out:
     raise UserError("--prompts needs --out, a JSONL file for the answers")
+  if args.out and Path(args.out).is_dir():
+    raise UserError(f"--out {args.out} is a folder; name a JSONL file for the answers")
   rows = list(read_prompts(Path(args.prompts))) if args.prompts else []
+  if args.prompts and not rows:
+    raise UserError(f"--prompts {args.prompts} holds no prompt; write one JSON object a line")
   runtime.start()
-  model = open_model(args.model, single_device_mesh())
+  model = open_model(args.model, whole_mesh())
   if args.prompts:
     answers = answer(model, rows, args)
     lines = [json.dumps(a, ensure_ascii=False) for a in answers]
@@ -70,13 +76,15 @@ def read_prompts(path: Path) -> Iterator[dict]:
   if not path.is_file():
     raise UserError(f"--prompts {path}: no such file")
   # At \n only: splitlines would cut a prompt at U+2028.
-  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+  for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
     if not line.strip():
       continue
     try:
       row = json.loads(line)
       messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-    except (ValueError, KeyError, AttributeError) as e:
+      if not all(isinstance(m["content"], str) and m["role"] in PROMPT_ROLES for m in messages):
+        raise ValueError(f"each message needs a role of {', '.join(PROMPT_ROLES)}, and text")
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
       raise UserError(
         f"{path}:{number}: expected a JSON object with `prompt` or `messages` ({type(e).__name__}: {e})"
       ) from e
@@ -160,13 +168,19 @@ def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
 
 
 def _generator(model: Opened, longest: int, rows: int, args) -> Generator:
+  return _made(model.cfg, args.max_new_tokens, tuple(buckets(longest)), rows, args.dtype)
+
+
+@functools.lru_cache
+def _made(cfg, max_new_tokens: int, prompt_buckets: tuple, rows: int, dtype: str) -> Generator:
+  """One for each shape: a new one at each turn of a chat would compile everything again."""
   return Generator(
-    model.cfg,
-    single_device_mesh(),
-    max_new_tokens=args.max_new_tokens,
-    prompt_buckets=buckets(longest),
+    cfg,
+    whole_mesh(),
+    max_new_tokens=max_new_tokens,
+    prompt_buckets=prompt_buckets,
     rows=rows,
-    dtype=jnp.dtype(args.dtype),
+    dtype=jnp.dtype(dtype),
   )
 
 

@@ -69,7 +69,7 @@ class Job:
       self.log_parameters()
       every = c.eval.every_steps
       due = first % every == 0 if first and every else c.eval.at_start and first == 0
-      if due and not (first and workdir.read_evaluation(self.root, first)):
+      if due and not (first and runtime.main_says(workdir.was_evaluated(self.root, first))):
         self.evaluate(first, state.params)  # the first, or the one that a signal to stop left out
       loop = Run(
         mesh=self.mesh,
@@ -148,14 +148,17 @@ class Job:
       return None
     figures, records = self.evaluator.run(params)
     flat = summary.flatten(figures)
+    metric = flat[f"eval/{self.best_metric}"] if self.c.checkpoint.keep_best else None
     if runtime.is_main():
       summary.write_evaluation(
         self.root / "evals" / str(step), figures, records, model=f"{self.root}@{step}"
       )
-    workdir.log(self.root, step, flat)
+    if step in self.checkpoints.steps():  # saved on a signal, before this evaluation
+      self.checkpoints.add_metric(step, metric)
+    workdir.log(self.root, step, flat)  # last: by this event a restart knows that all is written
     for name, by_lang in figures.items():
       self.terminal.line(card.eval_line(step, self.plan.steps, name, by_lang))
-    return flat[f"eval/{self.best_metric}"] if self.c.checkpoint.keep_best else None
+    return metric
 
   def save(self, state: State, trained: dict, metric: float | None) -> None:
     meta = {"step": int(state.step), "plan": self.plan.hash, "trained": trained}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from mlit_jax import mesh as meshes
 from mlit_jax.data.encode import Encoded, encode_conversations
 from mlit_jax.data.evalset import EvalSet, make_eval_set
+from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.plan import Plan, make_plan
 from mlit_jax.data.rows import RowSet, read_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
@@ -42,7 +44,7 @@ class Opened:
 def open_model(spec: str, mesh: Mesh) -> Opened:
   """The model that `spec` names, its parameters sharded over the mesh."""
   path, _, step = spec.rpartition("@") if "@" in spec else (spec, "", "latest")
-  if (Path(path) / "config.json").exists() and (Path(path) / "checkpoints").is_dir():
+  if (Path(path) / "config.json").exists() and (Path(path) / "data_plan.json").exists():
     return open_workdir(Path(path), step, mesh)
   found = source.read_source(spec)
   cfg = from_hf(found.config)
@@ -84,11 +86,14 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
 
 def read_run_config(root: Path) -> dict:
   """The nested config of a run."""
-  return _read_json(root / "config.json")["config"]
+  config = _read_json(root / "config.json")
+  if "config" not in config:
+    raise UserError(f"{root}/config.json is of something else; is {root} the workdir of a run?")
+  return config["config"]
 
 
-def single_device_mesh() -> Mesh:
-  """All devices of this machine in one fsdp axis, for commands without a config."""
+def whole_mesh() -> Mesh:
+  """All devices in one fsdp axis, for commands without a config."""
   return meshes.make_mesh(1, len(jax.devices()), 1)
 
 
@@ -105,6 +110,12 @@ def open_tokenizer(c, base) -> Tokenizer:
 def open_data(c, tokenizer, root: Path, terminal) -> tuple[RowSet, Encoded, Plan]:
   """Rows, tokens and plan."""
   rows = read_sources(c.data.train, where="data.train", drop_bad=c.data.bad_rows == "drop")
+  empty = set(named_languages(c.data.train)) - {r.lang for r in rows.conversations}
+  if empty:
+    raise UserError(
+      f"data.train names {', '.join(sorted(empty))}, whose files have no usable row. Add rows, or remove the "
+      "language."
+    )
   with terminal.bar(len(rows.conversations), what="tokenise") as bar:
     done = 0
 
@@ -152,6 +163,11 @@ def open_eval_sets(c, tokenizer) -> list[EvalSet]:
       )
     )
   return sets
+
+
+def named_languages(files) -> list[str]:
+  """The languages that {language: [files]} names; a list of files names none."""
+  return [normalise_tag(tag) for tag in files] if isinstance(files, Mapping) else []
 
 
 def _lower_is_better(config: dict) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mlit_jax.errors import UserError
 
@@ -67,13 +70,37 @@ def start(*, cpu_devices: int = 0) -> None:
       int(_needed("JAX_NUM_PROCESSES")),
       int(_needed("JAX_PROCESS_ID")),
     )
-  elif os.environ.get("MLIT_DISTRIBUTED") == "auto":
+  elif os.environ.get("MLIT_DISTRIBUTED", "") not in ("", "auto"):
+    raise UserError(
+      f"MLIT_DISTRIBUTED is {os.environ['MLIT_DISTRIBUTED']!r}; set it to auto or not at all"
+    )
+  elif os.environ.get("MLIT_DISTRIBUTED"):
     jax.distributed.initialize()
 
 
 def is_main() -> bool:
   """Whether this process writes the files and prints."""
   return jax.process_index() == 0
+
+
+def main_says(answer: bool) -> bool:
+  """The first process's answer, on all of them: what depends on files may look different elsewhere."""
+  if jax.process_count() == 1:
+    return answer
+  return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+
+
+def check_same(what: str, text: str) -> None:
+  """Refuse to go on where processes differ in `text`; all of them must call this."""
+  if jax.process_count() == 1:
+    return
+  mine = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
+  differ = (multihost_utils.process_allgather(mine) != mine).any(axis=1)
+  if differ.any():
+    raise UserError(
+      f"process {jax.process_index()} and processes {np.flatnonzero(differ).tolist()} differ in {what}. "
+      "Give every process the same command, checkout and files."
+    )
 
 
 @contextlib.contextmanager
@@ -89,16 +116,18 @@ def locked(workdir: Path, *, exclusive: bool = True):
   if not exclusive:
     yield
     return
-  path = workdir / ".lock"
-  with open(path, "a+") as file:
+  with contextlib.ExitStack() as stack:
     try:
+      file = stack.enter_context(open(workdir / ".lock", "a+"))
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       file.seek(0)
       raise UserError(
         f"workdir {workdir} is in use by another run (process {file.read().strip() or 'unknown'}). "
         "Wait for it, stop it, or choose another --workdir."
       ) from None
+    except OSError as e:
+      raise UserError(f"cannot lock workdir {workdir}: {e}. Choose another --workdir.") from e
     file.seek(0)
     file.truncate()
     file.write(str(os.getpid()))
@@ -138,8 +167,6 @@ class StopSignal:
     """Whether to stop at this step; all processes get the same answer."""
     if self.alone:
       return bool(self.name)
-    from jax.experimental import multihost_utils
-
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 

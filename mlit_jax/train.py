@@ -10,17 +10,17 @@ The same command again goes on where the run stopped. Exit codes: 0 done, 2 some
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from mlit_jax import checks, runtime
 from mlit_jax import mesh as meshes
-from mlit_jax import runtime
-from mlit_jax.checks import check_config, check_mesh, check_vocabulary
-from mlit_jax.config import load_config
+from mlit_jax.config import load_config, nested
 from mlit_jax.data import ledger as ledgers
 from mlit_jax.job import Job
 from mlit_jax.model.config import from_hf, from_scratch, to_hf
-from mlit_jax.opening import open_data, open_eval_sets, open_tokenizer
+from mlit_jax.opening import named_languages, open_data, open_eval_sets, open_tokenizer
 from mlit_jax.training import card, console, workdir
 from mlit_jax.weights import load, source
 
@@ -41,7 +41,7 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   c = load_config(file, overrides)
   if folder:
     c.workdir = folder
-  check_config(c)
+  checks.check_config(c)
   runtime.start()
   terminal = console.Terminal(shown=runtime.is_main())
   root = Path(c.workdir)
@@ -51,19 +51,27 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     tokenizer = open_tokenizer(c, base)
     rows, encoded, plan = open_data(c, tokenizer, root, terminal)
     sets = open_eval_sets(c, tokenizer)
+    for s in sets:
+      checks.check_eval_set(s, named_languages(c.eval.sets[s.name]))
     cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
-    check_vocabulary(cfg, tokenizer)
+    checks.check_vocabulary(cfg, tokenizer)
     if base:
+      checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)
       load.check_names(base.folder, cfg)
     mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    check_mesh(c, mesh)
+    checks.check_mesh(c, mesh)
     ledger = ledgers.make_ledger(rows, encoded, plan, mixture=c.data.mixture, seed=c.seed)
     workdir.check_plan(root, plan.hash)
     job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal)
+    runtime.check_same("config", json.dumps(nested(c), sort_keys=True))
+    runtime.check_same("the plan of their data", plan.hash)
     # All is checked that can be: from here on, files are written.
+    workdir.forget_unbegun(root)
     workdir.write_config(root, c)
     workdir.keep_ledger(root, ledger)
     terminal.table(card.plan_table(ledger))
+    for line in card.left_out(sets):
+      terminal.line(line)
     workdir.keep_tokenizer(root, tokenizer)
     if base:
       if runtime.is_main():

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mlit_jax import train
+from mlit_jax import checks, runtime, train
 from mlit_jax.config import load_config
 from mlit_jax.data import encode
 from mlit_jax.errors import UserError
@@ -332,3 +332,70 @@ def test_debug_gives_the_traceback(tmp_path):
   assert (
     code == 2 and "Traceback" in err and err.endswith("set exactly one of them to more than 0\n")
   )
+
+
+@pytest.mark.parametrize(
+  "line, parts",
+  [
+    ("c.steps = -5", ("steps is -5", "at least 0")),
+    ("c.optimizer.learning_rate = -1e-3", ("optimizer.learning_rate", "at least 0")),
+    ("c.optimizer.gradient_clip_norm = -1.0", ("optimizer.gradient_clip_norm", "at least 0")),
+    ("c.optimizer.b2 = 1.0", ("optimizer.b2", "below 1")),
+    ("c.eval.top_p = 0.0", ("eval.top_p", "above 0")),
+    ("c.eval.generate_rows = -1", ("eval.generate_rows", "at least 0")),
+    ("c.checkpoint.keep_latest = 0", ("checkpoint.keep_latest", "at least 1")),
+    ("c.data.mixture = ['en']", ("data.mixture", "a mapping")),
+    ("c.data.mixture = {'pinch': {'percent': 1, 'base': None, 'total': 9}}", ("pinch.base", "None")),
+    ("c.data.train['sw'] = 3", ("data.train['sw']", "3", "file")),
+    ("c.eval.sets = {'a/b': rows('eval')}", ("eval.sets", "'a/b'")),
+    ("c.model.sizes['num_heads'] = 0", ("model.sizes", "num_heads = 0")),
+    ("c.model.sizes['qk_norm'] = True", ("model.sizes", "qk_norm")),  # no export could say it
+    ("c.model.sizes['head_dim'] = 7", ("head_dim 7", "even")),
+    ("c.data.cache_dir = __file__", ("token cache", "data.cache_dir")),
+    ("c.tokenizer.template_kwargs['now'] = Path('x')", ("JSON", "str(path)")),
+    ("c.batch.max_length = 40", ("'heldout'", "over_long", "max_length (40)")),
+  ],
+)  # fmt: skip
+def test_more_values_that_cannot_be(attempt, line, parts):
+  has(attempt("c.batch.rows = 8", "c.data.mixture = {'counts': {'en': 2}}",
+              "c.optimizer.warmup_steps = 0", line), *parts)  # fmt: skip
+
+
+def test_a_language_whose_file_is_empty(attempt, tmp_path):
+  """With '*' it would be passed over in training, and missing from every figure of an evaluation."""
+  (tmp_path / "fi.jsonl").write_text("")
+  fi = f"['fi'] = [{str(tmp_path / 'fi.jsonl')!r}]"
+  has(attempt("c.batch.rows = 8", f"c.data.train{fi}"), "data.train", "fi", "no usable row")
+  has(
+    attempt("c.batch.rows = 8", f"c.eval.sets['heldout']{fi}"), "'heldout'", "fi", "no usable row"
+  )
+
+
+def test_all_rows_of_a_language_too_long_where_the_mixture_takes_every_language(attempt, rows_file):
+  _, line = rows_file(row(), row(lang="fi", prompt=LONG))
+  message = attempt(line, "c.data.mixture = {'counts': {'sw': 1, '*': 1}}")
+  has(message, "1 examples of 'fi'", "batch.max_length")
+
+
+def test_the_folder_of_a_model_as_workdir(attempt, tmp_path):
+  folder = tmp_path / "hf"
+  folder.mkdir()
+  (folder / "config.json").write_text('{"model_type": "llama"}')
+  has(attempt(workdir=folder), str(folder), "config.json", "--workdir")
+
+
+def test_rows_longer_than_the_positions_of_the_model():
+  with pytest.raises(UserError, match=r"300 tokens.*256.*batch\.max_length"):
+    checks.check_positions(300, {"max_position_embeddings": 256})
+  checks.check_positions(256, {"max_position_embeddings": 256})
+  checks.check_positions(300, {})
+
+
+def test_processes_that_differ(monkeypatch):
+  monkeypatch.setattr(runtime.jax, "process_count", lambda: 2)
+  gathered = {"same": lambda x: np.stack([x, x]), "other": lambda x: np.stack([x, x + 1])}
+  monkeypatch.setattr(runtime.multihost_utils, "process_allgather", gathered["same"])
+  runtime.check_same("config", "a")
+  monkeypatch.setattr(runtime.multihost_utils, "process_allgather", gathered["other"])
+  with pytest.raises(UserError, match=r"process 0 and processes \[1\] differ in config"):
+    runtime.check_same("config", "a")

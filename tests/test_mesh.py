@@ -110,7 +110,7 @@ def test_rows_of_all_processes_are_the_batch_in_order(monkeypatch, sizes, proces
   parts = []
   for rank in range(processes):
     monkeypatch.setattr(ProcessView, "rank", rank)
-    parts.append(list(range(24))[meshes.process_rows(mesh, 24)])
+    parts.append(meshes.process_rows(mesh, 24).tolist())
   # Processes of one shard (tensor across processes) bring the same rows.
   distinct = [part for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]]
   assert [row for part in distinct for row in part] == list(range(24))
@@ -161,3 +161,27 @@ def test_gather_undoes_fsdp_and_keeps_tensor():
     gathered = jax.jit(lambda w: meshes.gather(w, ("embed", "mlp")))(w_DF)
   assert gathered.sharding.shard_shape((8, 6)) == (8, 3)
   np.testing.assert_array_equal(gathered, w_DF)
+
+
+def test_a_process_whose_rows_lie_apart(monkeypatch):
+  """As jax.make_mesh lays out a TPU slice: a host's 2 x 2 chips in a torus of 2 x 4."""
+
+  class Torus(ProcessView):
+    def addressable_devices_indices_map(self, shape):
+      mine = {jax.devices()[i] for i in (0, 1, 4, 5)}
+      return {d: i for d, i in self.whole.devices_indices_map(shape).items() if d in mine}
+
+  mesh, batch = make_mesh(), made_batch(8, 5)
+  monkeypatch.setattr(meshes, "NamedSharding", Torus)
+  mine = meshes.process_rows(mesh, 8)
+  assert mine.tolist() == [0, 1, 4, 5]
+  shards = {}
+
+  def make(shape, sharding, shard):
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+      shards[device.id] = shard(index)
+
+  monkeypatch.setattr(jax, "make_array_from_callback", make)
+  meshes.put_batch(batch.tokens[mine], mesh, 8)
+  for device, rows in shards.items():
+    np.testing.assert_array_equal(rows, batch.tokens[device : device + 1])

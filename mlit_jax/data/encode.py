@@ -99,7 +99,7 @@ def _encode(conversations, tokenizer, max_length, over_long, languages, fingerpr
       cut = len(ids) > max_length
       if cut and over_long == "error":
         raise UserError(
-          f"{c.place}: the row has {len(ids)} tokens, data.max_length allows {max_length}. "
+          f"{c.place}: the row has {len(ids)} tokens, batch.max_length allows {max_length}. "
           "Raise batch.max_length, or set data.over_long to drop or truncate_answer."
         )
       if cut and over_long == "drop":
@@ -161,8 +161,11 @@ ARRAYS = ("tokens", "trained", "offsets", "language", "answer_bytes", "text_byte
 
 def save_cache(encoded: Encoded, folder: Path) -> None:
   """Written beside its place and renamed, so that a killed build leaves nothing that looks whole."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+  except OSError as e:
+    raise UserError(f"cannot write the token cache {folder}: {e}. Set data.cache_dir.") from e
   try:
     for name in ARRAYS:
       np.save(temporary / f"{name}.npy", getattr(encoded, name))

@@ -14,7 +14,7 @@ from mlit_jax.data.plan import Plan
 
 
 def load_batches(
-  encoded: Encoded, plan: Plan, first_step: int, rows: slice = slice(None)
+  encoded: Encoded, plan: Plan, first_step: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[Batch]:
   """Batches of steps first_step, first_step + 1, ... of the plan; only the `rows` of this process.
 
@@ -68,14 +68,16 @@ def gather_rows(encoded: Encoded, rows: Sequence[np.ndarray], max_length: int) -
 class _Steps(grain.sources.RandomAccessDataSource):
   """Element k is this process's part of step k."""
 
-  def __init__(self, encoded: Encoded, plan: Plan, rows: slice):
-    self.encoded, self.plan, self.mine = encoded, plan, rows
+  def __init__(self, encoded: Encoded, plan: Plan, rows: slice | np.ndarray):
+    self.encoded, self.plan = encoded, plan
+    self.mine = np.arange(plan.rows_per_step)[rows].tolist()
 
   def __len__(self) -> int:
     return self.plan.steps
 
   def __getitem__(self, step) -> Batch:
-    return gather_rows(self.encoded, self.plan.rows(int(step))[self.mine], self.plan.max_length)
+    rows = self.plan.rows(int(step))
+    return gather_rows(self.encoded, [rows[r] for r in self.mine], self.plan.max_length)
 
   def __repr__(self) -> str:
     return f"steps of plan {self.plan.hash}"

@@ -33,7 +33,8 @@ def resolve_counts(
     if count and not available.get(lang):
       raise UserError(
         f"data.mixture asks for {count} examples of {lang!r}, which has no rows in data.train"
-        f"{_nearest(lang, available)}. Languages with rows: {', '.join(sorted(available)) or 'none'}."
+        + (" that fit in batch.max_length" if lang in available else _nearest(lang, available))
+        + f". Languages with rows: {', '.join(sorted(k for k in available if available[k])) or 'none'}."
       )
     if count > available.get(lang, 0) * max_repeats:
       raise UserError(
@@ -127,6 +128,8 @@ def _pinch(body: Mapping, available) -> dict[str, int]:
   total, percent, base = body["total"], body["percent"], body["base"]
   if isinstance(percent, bool) or not isinstance(percent, (int, float)) or not 0 <= percent <= 100:
     raise UserError(f"data.mixture.pinch.percent is {percent!r}; it must lie between 0 and 100")
+  if not isinstance(base, str):
+    raise UserError(f"data.mixture.pinch.base is {base!r}; it must be a language, such as 'en'")
   languages = sorted({base, *(body.get("languages") or available)})
   others = [lang for lang in languages if lang != base]
   if not others:

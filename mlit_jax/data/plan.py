@@ -60,7 +60,8 @@ def make_plan(
   """
   assert (epochs > 0) != (steps > 0), (epochs, steps)
   by_lang = {lang: _rows_of(encoded, i) for i, lang in enumerate(encoded.languages)}
-  available = {lang: len(rows) for lang, rows in by_lang.items() if len(rows)}
+  # Those with 0 too: "*" and the like ask for them, and are refused, rather than passing them over.
+  available = {lang: len(rows) for lang, rows in by_lang.items()}
   counts = mixture.resolve_counts(spec, available, max_repeats=max_repeats)
   keys = {lang: [_choice_key(encoded, i, lang, groups) for i in by_lang[lang]] for lang in counts}
   chosen = mixture.choose(keys, counts, seed)

@@ -114,7 +114,7 @@ def _files(train, where: str) -> list[tuple[str | None, str]]:
         f"files in one list."
       )
     spelt[lang] = tag
-    patterns = [patterns] if isinstance(patterns, str) else patterns
+    patterns = patterns if isinstance(patterns, (list, tuple)) else [patterns]
     if not patterns:
       raise UserError(f"{where}[{tag!r}] lists no file. Name one, or remove the language.")
     files += [
@@ -124,6 +124,8 @@ def _files(train, where: str) -> list[tuple[str | None, str]]:
 
 
 def _expand(pattern: str, where: str) -> list[str]:
+  if not isinstance(pattern, (str, os.PathLike)):
+    raise UserError(f"{where} has {pattern!r} where the name of a file is expected.")
   path = os.path.expanduser(os.fspath(pattern))
   if os.path.isfile(path):
     return [path]  # first, since a file's name may itself hold brackets

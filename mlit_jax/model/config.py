@@ -91,20 +91,43 @@ def to_hf(cfg: DecoderConfig, *, max_length: int, bos_id, eos_id, pad_id) -> dic
   }
 
 
+# Of model.sizes: what to_hf can say, so that a checkpoint and an export are the model that was trained.
+SIZES = {
+  "d_model": int,
+  "num_layers": int,
+  "num_heads": int,
+  "num_kv_heads": int,
+  "head_dim": int,
+  "d_ff": int,
+  "norm_eps": float,
+  "rope_theta": float,
+  "tied": bool,
+}
+
+
 def from_scratch(sizes: dict, vocab_size: int) -> DecoderConfig:
   """A Llama-like decoder from `c.model.sizes` (d_model, num_layers, num_heads, num_kv_heads, d_ff)."""
-  known = {f.name for f in dataclasses.fields(DecoderConfig)} - {"family", "vocab_size"}
-  unknown = set(sizes) - known
+  unknown = set(sizes) - set(SIZES)
   if unknown:
-    raise UserError(f"model.sizes has unknown {sorted(unknown)}; known are {sorted(known)}")
+    raise UserError(f"model.sizes has unknown {sorted(unknown)}; known are {sorted(SIZES)}")
   missing = {"d_model", "num_layers", "num_heads", "d_ff"} - set(sizes)
   if missing:
     raise UserError(f"model.sizes lacks {sorted(missing)}; or set model.path to tune a base model")
+  sizes = {k: float(v) if SIZES[k] is float and type(v) is int else v for k, v in sizes.items()}
+  for name, value in sizes.items():
+    if type(value) is not SIZES[name] or (value <= 0 and SIZES[name] is not bool):
+      raise UserError(
+        f"model.sizes has {name} = {value!r}; it must be {SIZES[name].__name__}"
+        + ("" if SIZES[name] is bool else " and above 0")
+      )
   defaults = {
     "num_kv_heads": sizes["num_heads"],
     "head_dim": sizes["d_model"] // sizes["num_heads"],
   }
-  return DecoderConfig(family="llama", vocab_size=vocab_size, **defaults | sizes)
+  cfg = DecoderConfig(family="llama", vocab_size=vocab_size, **defaults | sizes)
+  if cfg.head_dim % 2:
+    raise UserError(f"model.sizes gives head_dim {cfg.head_dim}; rotary positions need an even one")
+  return cfg
 
 
 def _llama(c: dict) -> DecoderConfig:

@@ -67,6 +67,7 @@ def init_params(cfg: DecoderConfig, key: jax.Array) -> dict:
   return jax.tree.map_with_path(init, param_specs(cfg), is_leaf=is_spec)
 
 
+@functools.lru_cache
 def count_params(cfg: DecoderConfig) -> int:
   """Number of parameters."""
   sizes = jax.tree.map(lambda s: _prod(s.shape), param_specs(cfg), is_leaf=is_spec)

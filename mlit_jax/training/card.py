@@ -52,6 +52,15 @@ def plan_table(ledger: dict) -> Table:
   return table
 
 
+def left_out(sets) -> list[str]:
+  """A line for each language of which an evaluation set could not use every row."""
+  return [
+    f"{s.name}: {lang} is evaluated without {', '.join(f'{n} {why}' for why, n in reasons.items())}"
+    for s in sets
+    for lang, reasons in s.encoded.dropped.items()
+  ]
+
+
 def ledger_table(ledger: dict) -> Table:
   """Planned beside trained, as the device counted it."""
   table = Table(title="ledger: planned / trained", title_justify="left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mlit_jax import runtime
 from mlit_jax.errors import UserError
 from mlit_jax.training.step import State
 
@@ -33,7 +35,7 @@ class Checkpoints:
     lower_is_better: bool = True,
     read_only: bool = False,
   ):
-    folder = Path(folder).resolve()
+    self.folder = folder = Path(folder).resolve()
     found = {int(p.name): _metric(p) for p in folder.glob("*") if p.name.isdigit()}
     self.metrics = {step: metric for step, metric in found.items() if metric is not None}
     best = _Best(self.metrics, keep_best, lower_is_better)
@@ -57,11 +59,21 @@ class Checkpoints:
         **{
           PARAMS: ocp.args.StandardSave(state.params),
           OPTIMIZER: ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
-          META: ocp.args.JsonSave(meta | {"metric": metric}),
+          # A copy: Orbax writes it out later, while the loop adds to the ledger in `meta`.
+          META: ocp.args.JsonSave(copy.deepcopy(meta) | {"metric": metric}),
         }
       ),
       force=True,
     )
+
+  def add_metric(self, step: int, metric: float | None) -> None:
+    """The metric of a step that was saved before it was evaluated; it must be on disk."""
+    if metric is None or not math.isfinite(metric):
+      return
+    self.metrics[step] = metric
+    if runtime.is_main():
+      file = _meta_file(self.folder / str(step))
+      runtime.write_atomic(file, json.dumps(json.loads(file.read_text()) | {"metric": metric}))
 
   def steps(self) -> list[int]:
     return sorted(self.manager.all_steps())
@@ -71,27 +83,31 @@ class Checkpoints:
 
   def restore(self, step: int, abstract: State) -> tuple[State, dict]:
     """(state, meta) of a step; `abstract` has the shapes, dtypes and shardings wanted."""
-    out = self.manager.restore(
+    out = self._read(
       step,
-      args=ocp.args.Composite(
-        **{
-          PARAMS: ocp.args.StandardRestore(abstract.params),
-          OPTIMIZER: ocp.args.StandardRestore(
-            {"opt_state": abstract.opt_state, "step": abstract.step}
-          ),
-          META: ocp.args.JsonRestore(),
-        }
-      ),
+      **{
+        PARAMS: ocp.args.StandardRestore(abstract.params),
+        OPTIMIZER: ocp.args.StandardRestore(
+          {"opt_state": abstract.opt_state, "step": abstract.step}
+        ),
+        META: ocp.args.JsonRestore(),
+      },
     )
     optimizer = out[OPTIMIZER]
     return State(optimizer["step"], out[PARAMS], optimizer["opt_state"]), out[META]
 
   def restore_params(self, step: int, abstract_params: dict) -> dict:
     """The parameters of a step alone."""
-    out = self.manager.restore(
-      step, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardRestore(abstract_params)})
-    )
-    return out[PARAMS]
+    return self._read(step, **{PARAMS: ocp.args.StandardRestore(abstract_params)})[PARAMS]
+
+  def _read(self, step: int, **items):
+    try:
+      return self.manager.restore(step, args=ocp.args.Composite(**items))
+    except (ValueError, OSError) as e:
+      raise UserError(
+        f"the checkpoint {self.folder / str(step)} cannot be read ({' '.join(str(e).split())[:200]} ...). If it "
+        "is damaged, move that folder away: the step before it is used then. --debug shows all."
+      ) from e
 
   def wait(self) -> None:
     """Until all that was begun is on disk; raises what went wrong with it."""
@@ -115,7 +131,7 @@ class _Best:
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     known = [c.step for c in checkpoints if c.step in self.metrics]
-    ranked = sorted(known, key=lambda step: self.sign * self.metrics[step], reverse=True)
+    ranked = sorted(known, key=lambda step: (-self.sign * self.metrics[step], step))
     return [c.step in ranked[: self.n] for c in checkpoints]
 
 
@@ -136,7 +152,8 @@ def resolve_step(folder: Path, name: str, *, lower_is_better: bool = True) -> in
       raise UserError(
         f"{folder}: no checkpoint was saved with an evaluation; use latest or one of {steps}"
       )
-    return (min if lower_is_better else max)(known, key=lambda step: (known[step], step))
+    sign = 1 if lower_is_better else -1
+    return min(known, key=lambda step: (sign * known[step], step))  # of equals the first, as _Best
   if name.isdigit() and int(name) in steps:
     return int(name)
   raise UserError(
@@ -157,6 +174,9 @@ def prefers_lower(metric: str) -> bool:
 
 
 def _metric(step_folder: Path) -> float | None:
-  for file in (step_folder / META).rglob("metadata"):
-    return json.loads(file.read_text()).get("metric")
-  return None
+  file = _meta_file(step_folder)
+  return json.loads(file.read_text()).get("metric") if file.exists() else None
+
+
+def _meta_file(step_folder: Path) -> Path:
+  return step_folder / META / "metadata"  # Orbax's name for an item of JSON

@@ -89,8 +89,7 @@ def _due(step: int, start: int, every: int) -> bool:
 
 
 def _put(batch: Batch, run: Run):
-  mine = meshes.process_rows(run.mesh, run.rows)
-  check_batch(batch, mine.stop - mine.start, run.max_length)
+  check_batch(batch, len(meshes.process_rows(run.mesh, run.rows)), run.max_length)
   with jax.transfer_guard("allow"):
     return meshes.put_batch(batch, run.mesh, run.rows)
 
@@ -113,7 +112,8 @@ def _read(run: Run, pending: tuple[int, StepMetrics] | None, meter: Meter) -> No
     for lang, value in zip(run.languages, values, strict=True):
       if value:
         run.trained[name][lang] = run.trained[name].get(lang, 0) + int(value)
-  meter.add(sums, float(norm), run.step_flops(step), run.rows * run.max_length)
+  useful = run.step_flops(step) if run.peak_flops else 0.0
+  meter.add(sums, float(norm), useful, run.rows * run.max_length)
   if (step + 1) % run.log_every == 0:
     _log(run, step + 1, meter)
 

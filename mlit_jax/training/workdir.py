@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mlit_jax.model.decoder import is_spec
 
 OURS_BEFORE_START = (".lock", "cache")
 OURS_BEGUN = ".config.json."  # what a kill leaves of the first file
-FREE = ("workdir", "log.", "mesh.")  # keys that may differ when a run goes on
+FREE = ("workdir", "log.", "mesh.", "data.cache_dir")  # keys that may differ when a run goes on
 PACKAGES = (
   "mlit_jax",
   "jax",
@@ -34,6 +35,11 @@ PACKAGES = (
 def check_free(root: Path, config) -> None:
   """Refuse a workdir that holds a begun run of another config, or something that is not ours."""
   path = root / "config.json"
+  if path.exists() and not _is_ours(path):
+    raise UserError(
+      f"workdir {root} is not empty and holds no run of ours (its config.json is of something else). "
+      "Choose another --workdir."
+    )
   if not path.exists():
     foreign = sorted(
       p.name
@@ -115,6 +121,21 @@ def forget_after(root: Path, step: int) -> None:
   runtime.write_atomic(path, "".join(kept))
 
 
+def was_evaluated(root: Path, step: int) -> bool:
+  """Whether metrics.jsonl has the evaluation of this step."""
+  path = root / "metrics.jsonl"
+  lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+  events = [json.loads(line) for line in lines]
+  return any(e["step"] == step and any(k.startswith("eval/") for k in e) for e in events)
+
+
+def forget_unbegun(root: Path) -> None:
+  """Drop what a run left that never began: its tokenizer or base beside others' would be read."""
+  if runtime.is_main() and not _has_begun(root):
+    for name in ("base", "tokenizer", "evals"):
+      shutil.rmtree(root / name, ignore_errors=True)
+
+
 def keep_ledger(root: Path, ledger: dict) -> None:
   if runtime.is_main():
     runtime.write_json(root / "data_plan.json", ledger)
@@ -135,6 +156,15 @@ def keep_base(root: Path, hf_config: dict, tokenizer) -> None:
   }
   _keep(root / "base" / "config.json", _bytes(hf_config))
   _keep(root / "base" / "generation_config.json", _bytes(generation))
+
+
+def _is_ours(path: Path) -> bool:
+  """Whether a config.json is of a run; a Hugging Face folder has one too."""
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError:
+    return False
+  return isinstance(content, dict) and {"config", "versions"} <= content.keys()
 
 
 def _has_begun(root: Path) -> bool:

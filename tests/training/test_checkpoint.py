@@ -164,3 +164,39 @@ def test_a_reader_takes_nothing_from_a_run_that_is_saving(tmp_path):
 def test_which_metrics_are_better_when_lower():
   assert prefers_lower("heldout/mean/loss") and prefers_lower("heldout/sw/bits_per_byte")
   assert not prefers_lower("heldout/worst/fidelity") and not prefers_lower("heldout/mean/chrf")
+
+
+def test_a_save_holds_the_ledger_of_its_step(tmp_path, monkeypatch):
+  """The loop goes on counting while Orbax still writes: what Orbax holds must be its own."""
+  told, held = meta(1), []
+  with Checkpoints(tmp_path) as checkpoints:
+    monkeypatch.setattr(checkpoints.manager, "save", lambda step, args, force: held.append(args))
+    checkpoints.save(make_state(1), told, None)
+  told["trained"]["examples"]["sw"] = 10**6
+  assert held[0]["meta"].item == meta(1) | {"metric": None}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax
+def test_a_damaged_step_is_named(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    save_all(checkpoints, {1: None})
+  for file in (tmp_path / "1" / "params").rglob("*"):
+    if file.is_file() and file.parent.name == "d":
+      file.write_bytes(b"")
+  shardings = shardings_on(1, 1, 1).params
+  with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"/1 cannot be read"):
+    checkpoints.restore_params(1, abstract_like(decoder.param_shapes(CFG), shardings))
+
+
+def test_a_step_evaluated_after_it_was_saved_can_be_the_best(tmp_path):
+  with Checkpoints(tmp_path, keep_latest=1, keep_best=1) as checkpoints:
+    save_all(checkpoints, {1: 2.0, 2: None})  # 2: saved on a signal
+  with Checkpoints(tmp_path, keep_latest=1, keep_best=1) as checkpoints:
+    checkpoints.add_metric(2, 1.0)
+    save_all(checkpoints, {3: 3.0})
+  with Checkpoints(tmp_path, keep_latest=1, keep_best=1) as checkpoints:
+    save_all(checkpoints, {4: 3.0})
+    assert checkpoints.steps() == [2, 4]
+    _, found = checkpoints.restore(2, abstract_like(shapes(), shardings_on(1, 1, 1)))
+  assert found == meta(2) | {"metric": 1.0}
+  assert resolve_step(tmp_path, "best") == 2

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 
 import torch
 
+import mlit_jax
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import from_hf
@@ -199,3 +200,33 @@ def test_transformers_computes_what_the_tuned_model_does(tmp_path, variant, dtyp
   assert len(set(continuation)) > 2
   auto = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
   assert auto.dtype == getattr(torch, dtype)
+
+
+def rows_in_twelve_languages(tokenizer, length=96):
+  """tokens_BT: the beginning of a bundled conversation in each language, as the chat template has it."""
+  folder = pathlib.Path(mlit_jax.__file__).parent / "assets" / "instructions12" / "eval"
+  rows = []
+  for path in sorted(folder.glob("*.jsonl")):
+    row = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    turns = [{"role": "user", "content": row["prompt"]}]
+    turns.append({"role": "assistant", "content": row["completion"]})
+    ids = tokenizer.apply_chat_template(turns, return_dict=False)
+    assert len(ids) >= length, path
+    rows.append(ids[:length])
+  assert len(rows) == 12
+  return np.array(rows, np.int32)
+
+
+@pytest.mark.parametrize("variant", families.VARIANTS)
+def test_tuned_logits_agree_in_every_language(tmp_path, variant):
+  import transformers
+
+  families.make_model(tmp_path / "in", variant)
+  s, cfg, params = read(tmp_path / "in")
+  params = tuned(params)
+  out = save.save_folder(params, cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes)
+  tokens_BT = rows_in_twelve_languages(transformers.AutoTokenizer.from_pretrained(out))
+  theirs_BTV = families.hf_logits(families.load_model(out), tokens_BT)
+  ours_BTV = our_logits(params, cfg, tokens_BT)
+  for ours_TV, theirs_TV in zip(ours_BTV, theirs_BTV, strict=True):  # no language hides in a mean
+    assert_same_logits(ours_TV[None], theirs_TV[None])
