@@ -16,9 +16,9 @@ from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
+from mlit_jax.metrics import LOWER_IS_BETTER
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.training.checkpoint import LOWER_IS_BETTER
 
 ANY = math.inf
 # Key -> (least, below): what a number may be.

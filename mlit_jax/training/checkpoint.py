@@ -13,10 +13,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mlit_jax import runtime
 from mlit_jax.errors import UserError
+from mlit_jax.metrics import LOWER_IS_BETTER
 from mlit_jax.training.step import State
 
 PARAMS, OPTIMIZER, META = "params", "optimizer", "meta"
-LOWER_IS_BETTER = ("loss", "bits_per_byte")
 
 
 class Checkpoints:

@@ -19,12 +19,12 @@ from pathlib import Path
 import langcodes
 
 from mlit_jax import runtime
+from mlit_jax.metrics import LOWER_IS_BETTER
 from mlit_jax.training import charts
 from mlit_jax.training.card import METRIC_FORMAT
 from mlit_jax.training.charts import escape
 
 NAMES = {"fidelity": "language fidelity", "bits_per_byte": "bits per byte", "chrf": "chrF"}
-LOWER_IS_BETTER = ("loss", "bits_per_byte")
 SUMMARY_ROWS = ("mean", "worst")
 SAMPLES = 2  # answers shown per language
 MAX_CHARACTERS = 700  # of a shown prompt or answer

@@ -219,7 +219,7 @@ def test_a_row_without_language(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-  path = write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a"}] * 50)
+  write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a"}] * 50)
   data = (tmp_path / "a.jsonl").read_bytes()
   for name, message in {
     "missing.jsonl": r"data.train\['sw'\]: .*missing.jsonl' does not exist",
