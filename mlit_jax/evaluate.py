@@ -6,6 +6,8 @@ python -m mlit_jax.evaluate --model runs/quickstart --suite 'mlit_jax/assets/ins
 from __future__ import annotations
 
 import argparse
+import glob
+import json
 import sys
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from mlit_jax import runtime
 from mlit_jax.checks import check_eval_set
 from mlit_jax.data.evalset import make_eval_set
 from mlit_jax.data.languages import normalise_tag
-from mlit_jax.data.rows import read_sources
+from mlit_jax.data.rows import Conversation, read_sources
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
@@ -33,7 +35,10 @@ def main() -> int:
     "--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]"
   )
   parser.add_argument(
-    "--suite", nargs="+", required=True, help="rows files or globs; rows carry `lang`"
+    "--suite",
+    nargs="+",
+    required=True,
+    help="rows files or quoted globs, a set each; rows carry `lang`",
   )
   parser.add_argument("--languages", default="", help="only these, e.g. sw,fi")
   parser.add_argument("--out", required=True, help="folder for summary.json and generations.jsonl")
@@ -60,32 +65,32 @@ def run(args) -> None:
   out = Path(args.out)
   if out.exists() and not out.is_dir():
     raise UserError(f"--out {out} is a file; name a folder")
-  rows = read_sources(args.suite, where="--suite").conversations
   wanted = {normalise_tag(tag) for tag in args.languages.split(",") if tag}
-  if wanted:
-    missing = wanted - {c.lang for c in rows}
-    if missing:
-      raise UserError(f"--languages {','.join(sorted(missing))}: no such rows in {args.suite}")
-    rows = [c for c in rows if c.lang in wanted]
+  suites = {name: read_suite(files, wanted) for name, files in by_name(args.suite).items()}
   runtime.start()
   terminal = Terminal(shown=runtime.is_main())
   mesh = whole_mesh()
   model = open_model(args.model, mesh)
-  suite = make_eval_set(
-    "rows",
-    rows,
-    model.tokenizer,
-    max_length=args.max_length,
-    generate_rows=args.generate_rows,
-  )
-  check_eval_set(suite, wanted)
-  for line in card.left_out([suite]):
-    terminal.line(f"{line}; raise --max_length")
+  positions = json.loads(model.files["config.json"]).get("max_position_embeddings")
+  sets = [
+    make_eval_set(
+      name,
+      rows,
+      model.tokenizer,
+      max_length=min(args.max_length, positions or args.max_length),
+      generate_rows=args.generate_rows,
+    )
+    for name, rows in suites.items()
+  ]
+  for suite in sets:
+    check_eval_set(suite, wanted)
+  for line in card.left_out(sets):
+    terminal.line(f"{line}; raise --max_length (the model has {positions} positions)")
   evaluator = Evaluator(
     model.cfg,
     mesh,
     model.tokenizer,
-    [suite],
+    sets,
     rows=-(-args.rows // meshes.batch_shards(mesh)) * meshes.batch_shards(mesh),
     max_new_tokens=args.max_new_tokens,
     temperature=args.temperature,
@@ -99,6 +104,25 @@ def run(args) -> None:
     runtime.write_json(out / "summary.json", figures)
   for name in figures:
     terminal.table(summary.table(figures, name))
+
+
+def by_name(suites: list[str]) -> dict[str, list[str]]:
+  """One set per --suite: a file goes by its name, a glob by the folder it looks into."""
+  names: dict[str, list[str]] = {}
+  for text in suites:
+    path = Path(text)
+    name = path.parent.name or "rows" if glob.has_magic(path.name) else path.name.split(".")[0]
+    names.setdefault(name, []).append(text)
+  return names
+
+
+def read_suite(files: list[str], wanted: set[str]) -> list[Conversation]:
+  """The rows of one set, only in the wanted languages if any are named."""
+  rows = read_sources(files, where="--suite").conversations
+  missing = wanted - {c.lang for c in rows}
+  if missing:
+    raise UserError(f"--languages {','.join(sorted(missing))}: no such rows in {', '.join(files)}")
+  return [c for c in rows if not wanted or c.lang in wanted]
 
 
 if __name__ == "__main__":

@@ -92,12 +92,12 @@ def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
     f"language: [{', '.join(lang for lang, e in ledger['languages'].items() if e['examples'])}]",
     "library_name: transformers",
     "pipeline_tag: text-generation",
-    *([f"base_model: {c.model.path}"] if c.model.path else []),
+    *([f"base_model: {c.model.path}"] if _on_the_hub(c.model.path) else []),
     "---",
     "",
     f"# {root.resolve().name}",
     "",
-    f"{c.model.path or 'A decoder from scratch'}, all parameters tuned with mlit_jax on the mixture"
+    f"{_base_name(c.model.path)}, all parameters tuned with mlit_jax on the mixture"
     f" `{ledger['mixture']}` (seed {ledger['seed']}, {ledger['steps']} steps of {ledger['rows_per_step']} x"
     f" {ledger['max_length']} tokens, learning rate {c.optimizer.learning_rate:g}, plan `{ledger['hash']}`).",
     "",
@@ -123,6 +123,18 @@ def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
   runtime.write_atomic(root / "README.md", "\n".join(lines))
 
 
+def _on_the_hub(path: str) -> bool:
+  """Whether `model.path` is a name that others can look up, not a folder here."""
+  return path.count("/") == 1 and not Path(path).is_dir()
+
+
+def _base_name(path: str) -> str:
+  """What the card calls the base model; the path of a folder means nothing elsewhere."""
+  if not path:
+    return "A decoder from scratch"
+  return path if _on_the_hub(path) else Path(path).name
+
+
 def _set_rows(before: dict, after: dict) -> list[str]:
   metrics = [m for m in METRIC_FORMAT if m in after["mean"]]
   rows = [f"| language | {' | '.join(metrics)} |", f"|---|{'--:|' * len(metrics)}"]
@@ -138,4 +150,5 @@ def _set_rows(before: dict, after: dict) -> list[str]:
 def _show(metric: str, figure: dict | None) -> str:
   if not figure or figure["value"] is None:
     return "–"
-  return f"{figure['value']:{METRIC_FORMAT[metric]}}"
+  worst = f"{figure['lang']} " if "lang" in figure else ""
+  return f"{worst}{figure['value']:{METRIC_FORMAT[metric]}}"
