@@ -81,7 +81,7 @@ def make_train_step(
     grads, sums = grads_and_sums(state.params, batch)
     trained = jnp.maximum(jnp.sum(sums.trained), 1).astype(jnp.float32)
     grads = jax.tree.map(lambda g: g / trained, grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     if clip_norm:
       grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / (norm + 1e-6)), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
