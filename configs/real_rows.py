@@ -3,7 +3,7 @@
   python examples/real_rows.py --data ../shared/data --out runs/real_rows
   python -m mlit_jax.train --config configs/real_rows.py --workdir runs/real_rows_run
 
-About 20 minutes on two CPU cores. The rows' sources, and what may be done with them, are
+About 20 to 30 minutes on two CPU cores. The rows' sources, and what may be done with them, are
 in examples/real_rows.py. The other languages that it writes (et, he, hi, sw) have 2 to 26 rows.
 """
 
