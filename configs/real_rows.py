@@ -23,7 +23,6 @@ def get_config():
   # 6.3 of the 8.7 million parameters are the table of 32,768 pieces, which is the head as well.
   c.model.sizes = dict(d_model=192, num_layers=6, num_heads=6, num_kv_heads=2, d_ff=512)
   c.model.dtype = "float32"  # on CPU bfloat16 is slower
-  c.model.remat = "none"
   c.tokenizer.path = TOKENIZER
   c.data.train = {lang: [f"{ROWS}/train/{lang}.jsonl"] for lang in COUNTS}
   c.data.mixture = {"counts": COUNTS}

@@ -20,7 +20,6 @@ def get_config():
   c.steps = 900
   c.model.sizes = {"d_model": 192, "num_layers": 4, "num_heads": 6, "num_kv_heads": 3, "d_ff": 512}
   c.model.dtype = "float32"
-  c.model.remat = "none"
   c.tokenizer.path = str(Path(mlit_jax.__file__).parent / "assets" / "tokenizer12")
   c.tokenizer.chat_template = str(Path(__file__).parent / "text.jinja")
   c.data.train = {lang: [str(ROWS / "train" / f"{lang}.jsonl")] for lang in LANGUAGES}

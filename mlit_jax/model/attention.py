@@ -19,16 +19,25 @@ def visible(q_positions, k_positions, q_segments, k_segments, window) -> jax.Arr
 def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale: float, softcap: float | None) -> jax.Array:
   """Grouped-query attention, o_BTNH. Scores and softmax are float32: bfloat16 loses the tail.
 
-  Query head n reads kv head n // G, as in the Hugging Face implementations.
+  Query head n reads kv head n // G, as in the Hugging Face implementations. Heads are brought to the
+  front so that both products are plain batched matrix products, and the division by the softmax's sum
+  comes after the second: 3 times as fast on CPU, forward and backward, as einsum on [B, T, N, H].
   """
   B, T, N, H = q_BTNH.shape
-  K = k_BSKH.shape[2]
-  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * jnp.asarray(scale, q_BTNH.dtype)
-  scores_BKGTS = jnp.einsum(
-    "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-  )
+  S, K = k_BSKH.shape[1:3]
+  G = N // K
+  q_BTKGH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, G, H)
+  q_BKRH = q_BTKGH.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)  # R rows: G heads, T positions
+  k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
+  scores_BKRS = jnp.matmul(q_BKRH, k_BKHS, preferred_element_type=jnp.float32)
   if softcap is not None:
-    scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, NEVER)
-  probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).reshape(B, T, N, H)
+    scores_BKRS = softcap * jnp.tanh(scores_BKRS / softcap)
+  bias_BTS = jnp.where(mask_BTS, 0.0, NEVER)  # NEVER swallows any score it is added to
+  scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S) + bias_BTS[:, None, None]
+  top_BKGT1 = jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True))
+  weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
+  total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
+  weights_BKRS = weights_BKGTS.reshape(B, K, G * T, S).astype(v_BKSH.dtype)
+  o_BKRH = jnp.matmul(weights_BKRS, v_BKSH, preferred_element_type=jnp.float32)
+  o_BKGTH = (o_BKRH.reshape(B, K, G, T, H) / total_BKGT1).astype(v_BKSH.dtype)
+  return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

@@ -156,10 +156,10 @@ def unembed(params, cfg: DecoderConfig, x_BTD) -> jax.Array:
   x_BTD = final_norm(x_BTD)
   if cfg.tied:
     table_VD = mesh.gather(params["embed"]["table_VD"].astype(x_BTD.dtype), ("vocab", "embed"))
-    logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    logits_BTV = layers.matmul(x_BTD, table_VD.T, preferred_element_type=jnp.float32)
   else:
     kernel_DV = mesh.gather(params["head"]["kernel_DV"].astype(x_BTD.dtype), ("embed", "vocab"))
-    logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    logits_BTV = layers.matmul(x_BTD, kernel_DV, preferred_element_type=jnp.float32)
   if cfg.final_softcap is not None:
     logits_BTV = cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap)
   return mesh.constrain(logits_BTV, "batch", "length", "vocab")

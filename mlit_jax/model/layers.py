@@ -88,12 +88,12 @@ class Mlp(nnx.Module):
     self.down_FD = param((F, D), ("mlp", "embed"), std=(F * 2 * cfg.num_layers) ** -0.5)
 
   def __call__(self, x_BTD):
-    gate_BTF = x_BTD @ _use(self.gate_DF, x_BTD.dtype)
+    gate_BTF = matmul(x_BTD, _use(self.gate_DF, x_BTD.dtype))
     silu = self.activation == "silu"
     act_BTF = jax.nn.silu(gate_BTF) if silu else jax.nn.gelu(gate_BTF, approximate=True)
-    h_BTF = act_BTF * (x_BTD @ _use(self.up_DF, x_BTD.dtype))
+    h_BTF = act_BTF * matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
     h_BTF = mesh.constrain(h_BTF, "batch", "length", "mlp")
-    return h_BTF @ _use(self.down_FD, x_BTD.dtype)
+    return matmul(h_BTF, _use(self.down_FD, x_BTD.dtype))
 
 
 class Block(nnx.Module):
@@ -170,6 +170,12 @@ def rotate(x_BTNH, cos, sin):
   a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[:, :, None], sin[:, :, None]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def matmul(x, w, **kwargs) -> jax.Array:
+  """x @ w with the leading axes of x made one: on CPU twice as fast as a product of three axes."""
+  out = jnp.matmul(x.reshape(-1, x.shape[-1]), w, **kwargs)
+  return out.reshape(*x.shape[:-1], w.shape[-1])
 
 
 def _use(p: nnx.Param, dtype) -> jax.Array:
