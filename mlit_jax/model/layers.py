@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from mlit_jax import mesh
 from mlit_jax.model import attention
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.rope import rotate
 
 
 def param(shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, mean: float = 0.0):
@@ -109,12 +110,15 @@ class Block(nnx.Module):
       self.post_attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
       self.post_mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
 
-  def add_attention(self, x_BTD, o_BTD):
-    return x_BTD + (self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
+  def read(self, x_BTD):
+    """What attention reads."""
+    return self.attn_norm(x_BTD)
 
-  def add_mlp(self, x_BTD):
-    h_BTD = self.mlp(self.mlp_norm(x_BTD))
-    return x_BTD + (self.post_mlp_norm(h_BTD) if self.post_norms else h_BTD)
+  def add(self, x_BTD, h_BTD, o_BTD):
+    """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
+    x_BTD = x_BTD + (self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
+    m_BTD = self.mlp(self.mlp_norm(x_BTD))
+    return x_BTD + (self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
 
 
 class Decoder(nnx.Module):
@@ -137,39 +141,6 @@ class Embedding(nnx.Module):
 class Head(nnx.Module):
   def __init__(self, V: int, D: int):
     self.kernel_DV = param((D, V), ("embed", "vocab"), std=D**-0.5)
-
-
-def rope_frequencies(cfg: DecoderConfig, local: bool) -> jax.Array:
-  """Angular frequencies [H/2] of global layers, or of those with a window (`local`).
-
-  RoPE: Su et al. 2021, eq. 15. `llama3`: frequencies whose wavelength exceeds the original context are
-  divided by the factor, with a linear ramp in between (Llama 3.1 release). `linear`: all are divided.
-  """
-  theta = cfg.rope_local_theta if local and cfg.rope_local_theta else cfg.rope_theta
-  freq = 1.0 / theta ** (jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
-  scaling = {} if local and cfg.rope_local_theta else dict(cfg.rope_scaling or ())
-  kind = scaling.get("rope_type", "default")
-  if kind == "linear":
-    return freq / scaling["factor"]
-  if kind == "llama3":
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * freq / (2 * jnp.pi)
-    smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - smooth) * freq / scaling["factor"] + smooth * freq
-  return freq
-
-
-def rope_angles(freq, positions_BT) -> tuple[jax.Array, jax.Array]:
-  """(cos, sin), each [B, T, H/2], float32: bfloat16 angles are wrong beyond position 256."""
-  angle = positions_BT[..., None].astype(jnp.float32) * freq[None, None]
-  return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BTNH, cos, sin):
-  """Rotate pairs (i, i + H/2), the layout of the Hugging Face checkpoints."""
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  cos, sin = cos[:, :, None], sin[:, :, None]
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
 def _use(p: nnx.Param, dtype) -> jax.Array:

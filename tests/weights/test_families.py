@@ -1,0 +1,235 @@
+"""The proofs of every family, for each variant of tests/families.py: a new variant gets all of them.
+
+Of one variant at a time there is one model, one import and one tuned export, and every forward pass has
+the same shape, so that each variant compiles four programs.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+
+from mlit_jax.model import decoder
+from mlit_jax.model.config import DecoderConfig, from_hf
+from mlit_jax.weights import load, save, source, table
+from tests import families
+
+# Beyond the windows (3 to 5) and beyond the 16 positions of the scaled RoPEs.
+PROMPT, NEW = 64, 32
+LENGTH = PROMPT + NEW
+
+FLOAT32 = torch.float32
+
+forward = jax.jit(decoder.apply, static_argnums=1)
+forward_cached = jax.jit(decoder.apply_cached, static_argnums=1)
+
+
+class Made(NamedTuple):
+  folder: pathlib.Path
+  model: object  # of transformers
+  source: object  # what source.read_source gives
+  cfg: DecoderConfig
+  params: dict
+  tuned: dict
+  out: pathlib.Path  # the tuned model, exported
+  tuned_model: object  # the export as transformers reads it
+  tokens_BT: np.ndarray  # a row in each of the twelve scripts
+
+
+@pytest.fixture(scope="module", params=families.VARIANTS)
+def made(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param)
+  model = families.make_model(folder / "in", request.param)
+  s = source.read_source(folder / "in")
+  cfg = from_hf(s.config)
+  params = load.load_params(folder / "in", cfg)
+  tuned = families.tuned(params)
+  out = save.save_folder(tuned, cfg, folder / "out", files=s.files, dtypes=s.dtypes)
+  tokens_BT = families.rows_in_twelve_languages(out, LENGTH)
+  return Made(folder / "in", model, s, cfg, params, tuned, out, families.load_model(out), tokens_BT)
+
+
+def alone(tokens_BT):
+  """(tokens, positions, segments) of one example a row."""
+  positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+  return tokens_BT, positions_BT, np.ones(tokens_BT.shape, np.int32)
+
+
+def assert_same_logits(ours_BTV, theirs_BTV, tolerance=1e-4):
+  assert ours_BTV.shape == theirs_BTV.shape
+  # The logits must differ from token to token for their agreement to mean anything.
+  assert theirs_BTV.std(axis=-1).min() > 0.3 and theirs_BTV.std(axis=1).min() > 0.1
+  for ours_TV, theirs_TV in zip(ours_BTV, theirs_BTV, strict=True):  # no language hides in a mean
+    np.testing.assert_allclose(ours_TV, theirs_TV, rtol=0, atol=tolerance * np.abs(theirs_TV).max())
+
+
+def test_logits_are_those_of_transformers(made):
+  assert made.cfg.vocab_size > 261  # the tokenizer's: the rest is padding, and is kept
+  ours_BTV = np.asarray(forward(made.params, made.cfg, *alone(made.tokens_BT)))
+  assert_same_logits(ours_BTV, families.hf_logits(made.model, made.tokens_BT))
+
+
+def test_gradients_are_those_of_transformers(made):
+  """Of every parameter, of a sum that weighs every logit differently."""
+  arrays = alone(made.tokens_BT)
+  weights_BTV = np.random.default_rng(0).standard_normal(
+    (*made.tokens_BT.shape, made.cfg.vocab_size), np.float32
+  )
+  _assert_same_gradients(made.cfg, made.params, made.model, arrays, weights_BTV, 1e-3)
+
+
+def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
+  loss = jax.jit(jax.grad(lambda p: jnp.vdot(decoder.apply(p, cfg, *arrays), weights_BTV)))
+  ours = table.flatten(loss(params))
+  model.zero_grad()
+  logits_BTV = model(input_ids=torch.tensor(arrays[0])).logits
+  (logits_BTV * torch.tensor(weights_BTV)).sum().backward()
+  theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+  seen = set()
+  for name, (row, layer) in table.tensors_of(cfg).items():
+    grad = np.asarray(ours[row.ours])
+    grad = table.to_theirs(grad if layer is None else grad[layer], row)
+    scale = np.abs(theirs[name]).max()
+    assert scale > 0, name
+    np.testing.assert_allclose(grad, theirs[name], rtol=0, atol=tolerance * scale, err_msg=name)
+    seen.add(name)
+  assert seen == set(theirs)
+
+
+def test_logits_in_float64(made, monkeypatch):
+  """Both sides say float32 where half precision would not do; here that word means float64."""
+  tokens_BT = made.tokens_BT[::4]
+  monkeypatch.setattr(torch, "float32", torch.float64)
+  monkeypatch.setattr(torch, "float", torch.float64)
+  monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+  torch.set_default_dtype(torch.float64)
+  try:
+    model = families.random_model_like(made.model)
+    with torch.no_grad():
+      theirs_BTV = model(input_ids=torch.tensor(tokens_BT)).logits.numpy()
+  finally:
+    torch.set_default_dtype(FLOAT32)
+  with jax.enable_x64(True):
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), made.params)
+    run = jax.jit(lambda p, *arrays: decoder.apply(p, made.cfg, *arrays, dtype=jnp.float64))
+    ours_BTV = np.asarray(run(params, *alone(tokens_BT)))
+  assert ours_BTV.dtype == theirs_BTV.dtype == np.float64
+  assert_same_logits(ours_BTV, theirs_BTV, 1e-9)
+
+
+def test_export_of_import_is_the_source_byte_for_byte(made, tmp_path):
+  s = made.source
+  save.save_folder(
+    made.params, made.cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes, layout=s.layout
+  )
+  assert families.bytes_of(tmp_path / "out") == families.bytes_of(made.folder)
+
+
+def test_import_is_bitwise_from_shards_in_bfloat16(made, tmp_path):
+  """Cast there and back, so that the two dtypes and the several files are those of the hub."""
+  s = made.source
+  files = save.with_dtype(s.files, "bfloat16")
+  kwargs = dict(files=files, dtypes="bfloat16")
+  save.save_folder(made.params, made.cfg, tmp_path / "in", max_shard_bytes=40_000, **kwargs)
+  s = source.read_source(tmp_path / "in")
+  assert len(s.layout.headers) > 1
+  params = load.load_params(tmp_path / "in", made.cfg)
+  save.save_folder(
+    params, made.cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes, layout=s.layout
+  )
+  assert families.bytes_of(tmp_path / "out") == families.bytes_of(tmp_path / "in")
+  named = {n: p.to(torch.bfloat16).float() for n, p in made.model.state_dict().items()}
+  for name, (row, layer) in table.tensors_of(made.cfg).items():
+    array = np.asarray(table.flatten(params)[row.ours])
+    ours = table.to_theirs(array if layer is None else array[layer], row)
+    np.testing.assert_array_equal(ours, named[name].numpy(), err_msg=name)
+
+
+def test_tuned_logits_agree_in_every_language(made):
+  ours_BTV = np.asarray(forward(made.tuned, made.cfg, *alone(made.tokens_BT)))
+  assert_same_logits(ours_BTV, families.hf_logits(made.tuned_model, made.tokens_BT))
+
+
+def test_cached_decoding_continues_as_transformers_does_and_equals_the_full_pass(made):
+  """Rows of different lengths at once; then 32 greedy tokens each."""
+  lengths = PROMPT - np.arange(len(made.tokens_BT)) % 3
+  tokens_BT = made.tokens_BT[:, :PROMPT].copy()
+  positions_BT = np.broadcast_to(np.arange(PROMPT, dtype=np.int32), tokens_BT.shape).copy()
+  positions_BT[positions_BT >= lengths[:, None]] = -1
+  cache = decoder.init_cache(made.cfg, len(tokens_BT), LENGTH)
+  logits, cache = forward_cached(made.tuned, made.cfg, tokens_BT, positions_BT, cache)
+  steps = [np.asarray(logits)[np.arange(len(lengths)), lengths - 1]]
+  for t in range(NEW - 1):
+    new_BT = steps[-1].argmax(-1).astype(np.int32)[:, None]
+    logits, cache = forward_cached(
+      made.tuned, made.cfg, new_BT, (lengths + t).astype(np.int32)[:, None], cache
+    )
+    steps.append(np.asarray(logits)[:, 0])
+  ours_BTV = np.stack(steps, axis=1)
+  continuation_BT = ours_BTV.argmax(-1)
+  for r in range(0, len(lengths), 4):
+    prompt = torch.tensor(made.tokens_BT[r : r + 1, : lengths[r]])
+    theirs = made.tuned_model.generate(
+      prompt, max_new_tokens=NEW, do_sample=False, eos_token_id=None
+    )[0, lengths[r] :]
+    assert continuation_BT[r].tolist() == theirs.tolist()
+    assert len(set(theirs.tolist())) > 2
+  rows_BT = np.zeros((len(lengths), LENGTH), np.int32)
+  for r, n in enumerate(lengths):
+    rows_BT[r, :n], rows_BT[r, n : n + NEW] = made.tokens_BT[r, :n], continuation_BT[r]
+  full_BTV = np.asarray(forward(made.tuned, made.cfg, *alone(rows_BT)))
+  for r, n in enumerate(lengths):
+    expected = full_BTV[r, n - 1 : n - 1 + NEW]
+    np.testing.assert_allclose(ours_BTV[r], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_packed_rows_equal_separate_rows(made):
+  """Row r holds the beginnings of examples r and r + 1, then padding."""
+  separate_BTV = np.asarray(forward(made.tuned, made.cfg, *alone(made.tokens_BT)))
+  B = len(made.tokens_BT)
+  tokens, positions, segments = (np.zeros((B, LENGTH), np.int32) for _ in range(3))
+  places = []
+  for r in range(B):
+    first, second = 20 + r, 50 + r
+    for segment, (example, n, start) in enumerate(
+      [(r, first, 0), ((r + 1) % B, second, first)], start=1
+    ):
+      at = slice(start, start + n)
+      tokens[r, at], positions[r, at] = made.tokens_BT[example, :n], np.arange(n)
+      segments[r, at] = segment
+      places.append((r, at, example, n))
+  packed_BTV = np.asarray(forward(made.tuned, made.cfg, tokens, positions, segments))
+  for r, at, example, n in places:
+    expected = separate_BTV[example, :n]
+    np.testing.assert_allclose(
+      packed_BTV[r, at], expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("variant", families.VARIANTS)
+def test_parameters_are_those_of_the_golden_file(variant):
+  """`python -m tests.families` writes the files again; what changed is in the diff."""
+  path = families.GOLDEN / f"{variant}.txt"
+  expected = path.read_text().splitlines() if path.exists() else []
+  found = families.golden_lines(variant)
+  changed = [f"- {x}" for x in expected if x not in found]
+  changed += [f"+ {x}" for x in found if x not in expected]
+  assert found == expected, "\n".join([f"{path}:", *changed])
+
+
+def test_every_family_has_three_variants_and_no_golden_file_is_left_over():
+  from mlit_jax.model.families import FAMILIES
+
+  kinds = [v["model_type"] for v in families.VARIANTS.values()]
+  assert set(kinds) == set(FAMILIES)
+  assert {p.stem for p in families.GOLDEN.glob("*.txt")} == set(families.VARIANTS)
+  assert not {kind: kinds.count(kind) for kind in FAMILIES if kinds.count(kind) < 3}
