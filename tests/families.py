@@ -115,6 +115,37 @@ VARIANTS = {
   ),
 }
 
+VARIANTS |= {
+  "qwen2": dict(  # 2.5 of 0.5B: tied; the window of the published configs, which is not used
+    model_type="qwen2",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    rms_norm_eps=1e-6,
+    use_sliding_window=False,
+    sliding_window=4,
+    tie_word_embeddings=True,
+  ),
+  "qwen2_untied": dict(  # 2.5 of 7B
+    model_type="qwen2",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
+  "qwen2_windows": dict(  # windows of the upper layers
+    model_type="qwen2",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-6,
+    use_sliding_window=True,
+    sliding_window=4,
+    max_window_layers=1,
+    tie_word_embeddings=False,
+  ),
+}
 VARIANTS["gemma3_text_patterned"] = VARIANTS["gemma3_text"] | dict(
   num_key_value_heads=4,
   num_hidden_layers=4,
@@ -158,7 +189,7 @@ def random_model(variant: str, *, seed=0, **changes):
     for name, p in model.named_parameters():
       # Every norm scale differs, and queries and keys are large enough for sharp attention.
       p.normal_(0.0, 0.3 if p.ndim == 1 else 1.5 * p.shape[-1] ** -0.5, generator=generator)
-      if p.ndim == 1 and config.model_type != "gemma3_text":
+      if p.ndim == 1 and name.endswith("norm.weight") and config.model_type != "gemma3_text":
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
         # Small against what the layers add, else a tied model only repeats its last token.

@@ -29,6 +29,15 @@ def _llama(c: dict) -> dict:
   return _sizes(c) | _rope(c, ("default", "llama3", "linear"))
 
 
+def _qwen2(c: dict) -> dict:
+  _require(c, hidden_act=("silu",))
+  return (
+    _sizes(c)
+    | _rope(c, ("default", "linear", "llama3"))
+    | {"attn_bias": True, "windows": _qwen_windows(c)}
+  )
+
+
 def _qwen3(c: dict) -> dict:
   _require(c, hidden_act=("silu",), attention_bias=(False, None), use_sliding_window=(False, None))
   return _sizes(c) | _rope(c, ("default", "llama3", "linear")) | {"qk_norm": True}
@@ -56,7 +65,18 @@ def _gemma3_text(c: dict) -> dict:
   )
 
 
-FAMILIES = {"llama": _llama, "qwen3": _qwen3, "gemma3_text": _gemma3_text}
+FAMILIES = {"llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "gemma3_text": _gemma3_text}
+
+
+def _qwen_windows(c: dict) -> tuple[int, ...]:
+  """Without use_sliding_window, published configs name a window all the same, which is not used."""
+  if c.get("use_sliding_window"):
+    first = c.get("max_window_layers", 28)
+    default = [
+      "sliding_attention" if i >= first else "full_attention" for i in range(c["num_hidden_layers"])
+    ]
+    return _windows(c, default)
+  return _windows(c | {"sliding_window": None}, ["full_attention"] * c["num_hidden_layers"])
 
 
 def _gemma(c: dict) -> dict:
