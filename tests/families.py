@@ -146,6 +146,44 @@ VARIANTS |= {
     tie_word_embeddings=False,
   ),
 }
+VARIANTS |= {
+  "mistral": dict(  # 7B v0.1: windows everywhere
+    model_type="mistral",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-5,
+    sliding_window=5,
+    tie_word_embeddings=False,
+  ),
+  "mistral_wide_heads": dict(  # Nemo: no window, heads wider than width / heads; here tied
+    model_type="mistral",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=12,
+    rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    rms_norm_eps=1e-5,
+    sliding_window=None,
+    tie_word_embeddings=True,
+  ),
+  "mistral_yarn": dict(
+    model_type="mistral",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=16,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 10_000.0,
+      "factor": 8.0,
+      "original_max_position_embeddings": 16,
+      "beta_fast": 2.0,
+      "beta_slow": 0.25,
+    },
+    rms_norm_eps=1e-5,
+    sliding_window=None,
+    tie_word_embeddings=False,
+  ),
+}
 VARIANTS["gemma3_text_patterned"] = VARIANTS["gemma3_text"] | dict(
   num_key_value_heads=4,
   num_hidden_layers=4,

@@ -15,6 +15,16 @@ GLOBAL = 0  # a window of 0 sees the whole segment
 ROPE_KEYS = {
   "default": set(),
   "linear": {"factor"},
+  "yarn": {
+    "factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+    "truncate",
+  },
   "llama3": {
     "factor",
     "low_freq_factor",
@@ -33,14 +43,14 @@ def _qwen2(c: dict) -> dict:
   _require(c, hidden_act=("silu",))
   return (
     _sizes(c)
-    | _rope(c, ("default", "linear", "llama3"))
+    | _rope(c, ("default", "linear", "llama3", "yarn"))
     | {"attn_bias": True, "windows": _qwen_windows(c)}
   )
 
 
 def _qwen3(c: dict) -> dict:
   _require(c, hidden_act=("silu",), attention_bias=(False, None), use_sliding_window=(False, None))
-  return _sizes(c) | _rope(c, ("default", "llama3", "linear")) | {"qk_norm": True}
+  return _sizes(c) | _rope(c, ("default", "llama3", "linear", "yarn")) | {"qk_norm": True}
 
 
 def _gemma3_text(c: dict) -> dict:
@@ -65,7 +75,23 @@ def _gemma3_text(c: dict) -> dict:
   )
 
 
-FAMILIES = {"llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "gemma3_text": _gemma3_text}
+def _mistral(c: dict) -> dict:
+  _require(c, hidden_act=("silu",), layer_types=(None,))
+  window = c.get("sliding_window") or GLOBAL
+  return (
+    _sizes(c)
+    | _rope(c, ("default", "linear", "llama3", "yarn"))
+    | {"windows": (window,) * c["num_hidden_layers"]}
+  )
+
+
+FAMILIES = {
+  "mistral": _mistral,
+  "llama": _llama,
+  "qwen2": _qwen2,
+  "qwen3": _qwen3,
+  "gemma3_text": _gemma3_text,
+}
 
 
 def _qwen_windows(c: dict) -> tuple[int, ...]:
@@ -130,8 +156,11 @@ def _windows(c: dict, default: list[str]) -> tuple[int, ...]:
   return tuple(c["sliding_window"] if k == "sliding_attention" else GLOBAL for k in kinds)
 
 
-def _rope(c: dict, supported: tuple[str, ...], theta: float = 10_000.0) -> dict:
-  """rope_theta and rope_scaling from either spelling: rope_theta + rope_scaling, or rope_parameters."""
+def _rope(c: dict, supported: tuple[str, ...], theta: float = 10_000.0, also=frozenset()) -> dict:
+  """rope_theta and rope_scaling from either spelling: rope_theta + rope_scaling, or rope_parameters.
+
+  `also` names keys of the entry that the family reads itself.
+  """
   entry = dict(c.get("rope_parameters") or c.get("rope_scaling") or {})
   theta = entry.pop("rope_theta", None) or c.get("rope_theta") or theta
   kind = entry.pop("rope_type", None) or entry.get("type") or "default"
@@ -145,7 +174,9 @@ def _rope(c: dict, supported: tuple[str, ...], theta: float = 10_000.0) -> dict:
   if partial != 1.0:
     raise UserError(f"not supported: partial_rotary_factor = {partial} of {c['model_type']}")
   entry = {key: value for key, value in entry.items() if value is not None}
-  unknown = set(entry) - ROPE_KEYS[kind]
+  if kind in ("llama3", "yarn"):
+    entry.setdefault("original_max_position_embeddings", c.get("max_position_embeddings"))
+  unknown = set(entry) - ROPE_KEYS[kind] - also
   if unknown:
     raise UserError(
       f"not supported: {', '.join(sorted(unknown))} of rope type {kind} of {c['model_type']}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,13 @@ def layer_kinds(cfg: DecoderConfig) -> tuple[int, ...]:
 
 def tables(cfg: DecoderConfig, positions_BT) -> list[tuple[jax.Array, jax.Array]]:
   """(cos, sin) of each kind of layer that the model has."""
-  return [angles(frequencies(cfg, name == "local"), positions_BT) for name in _present(_names(cfg))]
+  out = []
+  for name in _present(_names(cfg)):
+    local = name == "local"
+    cos, sin = angles(frequencies(cfg, local), positions_BT)
+    factor = attention_factor(cfg, local)
+    out.append((cos, sin) if factor == 1.0 else (cos * factor, sin * factor))
+  return out
 
 
 def pick(rope_tables, kind):
@@ -38,6 +46,8 @@ def frequencies(cfg: DecoderConfig, local: bool) -> jax.Array:
   freq = 1.0 / theta ** (jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
   scaling = {} if local else dict(cfg.rope_scaling or ())
   kind = scaling.get("rope_type", "default")
+  if kind == "yarn":
+    return _yarn(freq, theta, scaling)
   if kind == "linear":
     return freq / scaling["factor"]
   if kind == "llama3":
@@ -59,6 +69,40 @@ def rotate(x_BTNH, cos, sin):
   a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[:, :, None], sin[:, :, None]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def attention_factor(cfg: DecoderConfig, local: bool) -> float:
+  """What cosine and sine are multiplied by: YaRN's temperature (Peng et al. 2023, eq. 22), else 1."""
+  scaling = {} if local else dict(cfg.rope_scaling or ())
+  if scaling.get("rope_type") != "yarn":
+    return 1.0
+  if "attention_factor" in scaling:
+    return scaling["attention_factor"]
+
+  def mscale(weight):
+    return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+
+  if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+    return mscale(scaling["mscale"]) / mscale(scaling["mscale_all_dim"])
+  return mscale(1.0)
+
+
+def _yarn(freq, theta: float, scaling: dict) -> jax.Array:
+  """YaRN: fast frequencies stay, slow ones are divided by the factor, a linear ramp between them."""
+  width = 2 * freq.size
+
+  def index(turns):
+    """The (fractional) dimension that makes so many turns within the original length."""
+    length = scaling["original_max_position_embeddings"]
+    return width * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+  low, high = index(scaling.get("beta_fast") or 32), index(scaling.get("beta_slow") or 1)
+  if scaling.get("truncate", True):
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, width - 1)
+  high = high + 0.001 if low == high else high
+  ramp = jnp.clip((jnp.arange(freq.size, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
+  return freq / scaling["factor"] * ramp + freq * (1 - ramp)
 
 
 def _names(cfg) -> list[str]:

@@ -216,6 +216,25 @@ def test_packed_rows_equal_separate_rows(made):
     )
 
 
+def test_configs_as_published_are_read_alike(made):
+  """transformers 4 wrote neither layer_types nor rope_parameters: what it left out is derived alike."""
+  import transformers
+
+  old = {k: v for k, v in made.source.config.items() if k not in ("layer_types", "no_rope_layers")}
+  rope = dict(old.pop("rope_parameters"))
+  if "full_attention" not in rope:
+    old["rope_theta"] = rope.pop("rope_theta")
+    old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if "partial_rotary_factor" in rope:
+      old["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+  else:
+    old["rope_parameters"] = rope
+  kept = {k: v for k, v in old.items() if k != "model_type"}
+  again = transformers.AutoConfig.for_model(made.source.config["model_type"], **kept).to_dict()
+  expected = from_hf(again)
+  assert from_hf(old) == expected
+
+
 @pytest.mark.parametrize("variant", families.VARIANTS)
 def test_parameters_are_those_of_the_golden_file(variant):
   """`python -m tests.families` writes the files again; what changed is in the diff."""
