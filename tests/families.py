@@ -33,6 +33,18 @@ _GEMMA_ROPE = {
   "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
   "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
 }
+_MINISTRAL_ROPE = {
+  "rope_type": "yarn",
+  "rope_theta": 10_000.0,
+  "factor": 8.0,
+  "original_max_position_embeddings": 16,
+  "max_position_embeddings": 128,
+  "beta_fast": 2.0,
+  "beta_slow": 0.25,
+  "mscale": 1.0,
+  "mscale_all_dim": 1.0,
+  "llama_4_scaling_beta": 0.1,
+}
 
 VARIANTS = {
   "llama": dict(  # Llama 3.1: untied, llama3 scaling, grouped heads
@@ -181,6 +193,36 @@ VARIANTS |= {
     },
     rms_norm_eps=1e-5,
     sliding_window=None,
+    tie_word_embeddings=False,
+  ),
+}
+VARIANTS |= {
+  "ministral3": dict(  # 3 of 8B: yarn whose mscales cancel, queries that grow with the position
+    model_type="ministral3",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    rope_parameters=_MINISTRAL_ROPE,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
+  "ministral3_tied": dict(  # 3B; an attention factor from different mscales
+    model_type="ministral3",
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    rope_parameters=_MINISTRAL_ROPE | {"mscale": 2.0, "llama_4_scaling_beta": 0.3},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+  ),
+  "ministral3_windows": dict(  # the attention factor as given, a ramp that is not truncated
+    model_type="ministral3",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=12,
+    rope_parameters=_MINISTRAL_ROPE | {"attention_factor": 1.3, "truncate": False},
+    rms_norm_eps=1e-5,
+    sliding_window=5,
     tie_word_embeddings=False,
   ),
 }

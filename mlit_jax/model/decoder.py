@@ -87,13 +87,14 @@ def apply(
   """logits_BTV, float32, of packed rows."""
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   ropes = rope.tables(cfg, positions_BT)
+  growth_BT = rope.query_growth(cfg, positions_BT)
   graph, structure = _block_graph(cfg)
 
   def layer(x_BTD, scanned):
     weights, window, kind = scanned
     block = _bind(graph, structure, weights)
     h_BTD = block.read(x_BTD)
-    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind))
+    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
     mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
     x_BTD = block.add(x_BTD, h_BTD, block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT))
     return mesh.constrain(x_BTD, "batch", "length", "width"), None
@@ -119,7 +120,8 @@ def apply_cached(
   B, T = tokens_BT.shape
   slots = cache.k_LBSKH.shape[2]
   x_BTD = embed(params, cfg, tokens_BT, dtype)
-  ropes = rope.tables(cfg, jnp.maximum(positions_BT, 0))
+  seen_BT = jnp.maximum(positions_BT, 0)
+  ropes, growth_BT = rope.tables(cfg, seen_BT), rope.query_growth(cfg, seen_BT)
   graph, structure = _block_graph(cfg)
   rows_BT = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
   write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
@@ -130,7 +132,7 @@ def apply_cached(
     weights, window, kind, k_BSKH, v_BSKH = scanned
     block = _bind(graph, structure, weights)
     h_BTD = block.read(x_BTD)
-    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind))
+    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
     k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
     v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
     mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)

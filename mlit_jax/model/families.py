@@ -85,7 +85,29 @@ def _mistral(c: dict) -> dict:
   )
 
 
+def _ministral3(c: dict) -> dict:
+  entry = c.get("rope_parameters") or c.get("rope_scaling")
+  if not entry:  # what transformers would take in its place is no published model's
+    raise UserError("not supported: a ministral3 without rope_parameters")
+  beta, length = entry.get("llama_4_scaling_beta"), entry.get("original_max_position_embeddings")
+  if beta is None or length is None:  # transformers cannot compute these either
+    raise UserError(
+      "not supported: rope_parameters without llama_4_scaling_beta and "
+      "original_max_position_embeddings, of ministral3"
+    )
+  _require(c, hidden_act=("silu",), layer_types=(None,))
+  window = c.get("sliding_window") or GLOBAL
+  own = frozenset({"llama_4_scaling_beta", "max_position_embeddings"})
+  rope = _rope(c, ("yarn",), also=own)
+  return (
+    _sizes({"head_dim": 128} | c)
+    | rope
+    | {"query_growth": (beta, length), "windows": (window,) * c["num_hidden_layers"]}
+  )
+
+
 FAMILIES = {
+  "ministral3": _ministral3,
   "mistral": _mistral,
   "llama": _llama,
   "qwen2": _qwen2,

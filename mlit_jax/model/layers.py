@@ -56,8 +56,8 @@ class Attention(nnx.Module):
       self.q_norm = RmsNorm(H, "head_dim", cfg)
       self.k_norm = RmsNorm(H, "head_dim", cfg)
 
-  def qkv(self, x_BTD, rope_BTH):
-    """Rotated queries, rotated keys, values."""
+  def qkv(self, x_BTD, rope_BTH, growth_BT=None):
+    """Rotated queries (times `growth`, where there is one), rotated keys, values."""
     q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _use(self.q_DNH, x_BTD.dtype))
     k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.k_DKH, x_BTD.dtype))
     v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.v_DKH, x_BTD.dtype))
@@ -68,7 +68,10 @@ class Attention(nnx.Module):
     if self.cfg.qk_norm:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "head_dim")
-    return rotate(q_BTNH, *rope_BTH), rotate(k_BTKH, *rope_BTH), v_BTKH
+    q_BTNH = rotate(q_BTNH, *rope_BTH)
+    if growth_BT is not None:
+      q_BTNH = q_BTNH * growth_BT[:, :, None, None].astype(q_BTNH.dtype)
+    return q_BTNH, rotate(k_BTKH, *rope_BTH), v_BTKH
 
   def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     o_BTNH = attention.attend(

@@ -28,6 +28,14 @@ def tables(cfg: DecoderConfig, positions_BT) -> list[tuple[jax.Array, jax.Array]
   return out
 
 
+def query_growth(cfg: DecoderConfig, positions_BT) -> jax.Array | None:
+  """What queries are multiplied by: 1 + beta * log(1 + position // length), as in Llama 4."""
+  if cfg.query_growth is None:
+    return None
+  beta, length = cfg.query_growth
+  return 1.0 + beta * jnp.log((1 + positions_BT // length).astype(jnp.float32))
+
+
 def pick(rope_tables, kind):
   """The pair of a layer of this (traced) kind."""
   out = rope_tables[0]
