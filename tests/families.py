@@ -226,6 +226,44 @@ VARIANTS |= {
     tie_word_embeddings=False,
   ),
 }
+VARIANTS |= {
+  "llama_biases": dict(
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-6,
+    attention_bias=True,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+  "llama_yarn": dict(
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 10_000.0,
+      "factor": 4.0,
+      "original_max_position_embeddings": 16,
+      "beta_fast": 1.5,
+      "beta_slow": 0.1,
+    },
+    rms_norm_eps=1e-6,
+    attention_bias=True,
+    tie_word_embeddings=True,
+  ),
+  "llama_dynamic": dict(
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    max_position_embeddings=40,
+    rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-6,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+}
 VARIANTS["gemma3_text_patterned"] = VARIANTS["gemma3_text"] | dict(
   num_key_value_heads=4,
   num_hidden_layers=4,
@@ -376,16 +414,22 @@ def rows_in_twelve_languages(folder, length):
   return np.array(rows, np.int32)
 
 
-def golden_lines(variant: str) -> list[str]:
-  """One line per parameter: path, shape, axes."""
+def config_of(variant: str):
+  """The variant's DecoderConfig, without making a model."""
   import transformers
 
   from mlit_jax.model.config import from_hf
+
+  config = transformers.AutoConfig.for_model(**{**_SIZES, **VARIANTS[variant]}).to_dict()
+  return from_hf(config)
+
+
+def golden_lines(variant: str) -> list[str]:
+  """One line per parameter: path, shape, axes."""
   from mlit_jax.model.decoder import param_specs
   from mlit_jax.weights.table import flatten
 
-  config = transformers.AutoConfig.for_model(**{**_SIZES, **VARIANTS[variant]}).to_dict()
-  specs = flatten(param_specs(from_hf(config)))
+  specs = flatten(param_specs(config_of(variant)))
   return [
     f"{path}  {' '.join(map(str, s.shape))}  {' '.join(s.axes)}"
     for path, s in sorted(specs.items())

@@ -36,6 +36,8 @@ class DecoderConfig:
   rope_local_theta: float | None = None  # of layers with a window; None: as the global ones
   windows: tuple[int, ...] = ()  # per layer, 0 = global; () = all global
   attn_bias: bool = False  # on q, k, v
+  out_bias: bool = False  # on attention's output
+  mlp_bias: bool = False
   attn_softcap: float | None = None
   final_softcap: float | None = None
 

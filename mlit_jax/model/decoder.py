@@ -86,7 +86,7 @@ def apply(
 ) -> jax.Array:
   """logits_BTV, float32, of packed rows."""
   x_BTD = embed(params, cfg, tokens_BT, dtype)
-  ropes = rope.tables(cfg, positions_BT)
+  ropes = rope.tables(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
   growth_BT = rope.query_growth(cfg, positions_BT)
   graph, structure = _block_graph(cfg)
 
@@ -119,6 +119,7 @@ def apply_cached(
   """
   B, T = tokens_BT.shape
   slots = cache.k_LBSKH.shape[2]
+  rope.check_slots(cfg, slots)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   seen_BT = jnp.maximum(positions_BT, 0)
   ropes, growth_BT = rope.tables(cfg, seen_BT), rope.query_growth(cfg, seen_BT)

@@ -15,6 +15,8 @@ GLOBAL = 0  # a window of 0 sees the whole segment
 ROPE_KEYS = {
   "default": set(),
   "linear": {"factor"},
+  # transformers scales beyond max_position_embeddings, whatever the original length says.
+  "dynamic": {"factor", "original_max_position_embeddings"},
   "yarn": {
     "factor",
     "attention_factor",
@@ -35,8 +37,8 @@ ROPE_KEYS = {
 
 
 def _llama(c: dict) -> dict:
-  _require(c, hidden_act=("silu",), attention_bias=(False, None), mlp_bias=(False, None))
-  return _sizes(c) | _rope(c, ("default", "llama3", "linear"))
+  _require(c, hidden_act=("silu",))
+  return _sizes(c) | _rope(c, ("default", "llama3", "linear", "dynamic", "yarn")) | _biases(c)
 
 
 def _qwen2(c: dict) -> dict:
@@ -143,6 +145,12 @@ def _gemma(c: dict) -> dict:
   }
 
 
+def _biases(c: dict) -> dict:
+  """attention_bias is on all four projections of attention."""
+  attn = bool(c.get("attention_bias"))
+  return {"attn_bias": attn, "out_bias": attn, "mlp_bias": bool(c.get("mlp_bias"))}
+
+
 def _sizes(c: dict) -> dict:
   return {
     "family": c["model_type"],
@@ -198,11 +206,15 @@ def _rope(c: dict, supported: tuple[str, ...], theta: float = 10_000.0, also=fro
   entry = {key: value for key, value in entry.items() if value is not None}
   if kind in ("llama3", "yarn"):
     entry.setdefault("original_max_position_embeddings", c.get("max_position_embeddings"))
+  if "factor" in ROPE_KEYS[kind] and "factor" not in entry:
+    raise UserError(f"not supported: rope type {kind} without a factor, of {c['model_type']}")
   unknown = set(entry) - ROPE_KEYS[kind] - also
   if unknown:
     raise UserError(
       f"not supported: {', '.join(sorted(unknown))} of rope type {kind} of {c['model_type']}"
     )
+  if kind == "dynamic":
+    entry["original_max_position_embeddings"] = c["max_position_embeddings"]
   scaling = None if kind == "default" else tuple(sorted({"rope_type": kind, **entry}.items()))
   return {"rope_theta": float(theta), "rope_scaling": scaling}
 

@@ -52,6 +52,8 @@ class Attention(nnx.Module):
       self.q_bias_NH = param((N, H), ("heads", "head_dim"), std=0.0)
       self.k_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
       self.v_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
+    if cfg.out_bias:
+      self.o_bias_D = param((D,), ("embed",), std=0.0)
     if cfg.qk_norm:
       self.q_norm = RmsNorm(H, "head_dim", cfg)
       self.k_norm = RmsNorm(H, "head_dim", cfg)
@@ -78,7 +80,10 @@ class Attention(nnx.Module):
       q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=self.cfg.query_scale, softcap=self.cfg.attn_softcap
     )
     o_BTNH = checkpoint_name(o_BTNH, "attn_out")
-    return jnp.einsum("BTNH,NHD->BTD", o_BTNH, _use(self.o_NHD, o_BTNH.dtype))
+    out_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, _use(self.o_NHD, o_BTNH.dtype))
+    if self.cfg.out_bias:
+      out_BTD = out_BTD + _use(self.o_bias_D, o_BTNH.dtype)[None, None]
+    return out_BTD
 
 
 class Mlp(nnx.Module):
@@ -86,18 +91,27 @@ class Mlp(nnx.Module):
 
   def __init__(self, cfg: DecoderConfig):
     D, F = cfg.d_model, cfg.d_ff
-    self.activation = cfg.activation
+    self.activation, self.bias = cfg.activation, cfg.mlp_bias
+    if cfg.mlp_bias:
+      self.gate_bias_F = param((F,), ("mlp",), std=0.0)
+      self.up_bias_F = param((F,), ("mlp",), std=0.0)
+      self.down_bias_D = param((D,), ("embed",), std=0.0)
     self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.up_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.down_FD = param((F, D), ("mlp", "embed"), std=(F * 2 * cfg.num_layers) ** -0.5)
 
   def __call__(self, x_BTD):
     gate_BTF = x_BTD @ _use(self.gate_DF, x_BTD.dtype)
+    up_BTF = x_BTD @ _use(self.up_DF, x_BTD.dtype)
+    if self.bias:
+      gate_BTF = gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None]
+      up_BTF = up_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None]
     silu = self.activation == "silu"
     act_BTF = jax.nn.silu(gate_BTF) if silu else jax.nn.gelu(gate_BTF, approximate=True)
-    h_BTF = act_BTF * (x_BTD @ _use(self.up_DF, x_BTD.dtype))
+    h_BTF = act_BTF * up_BTF
     h_BTF = mesh.constrain(h_BTF, "batch", "length", "mlp")
-    return h_BTF @ _use(self.down_FD, x_BTD.dtype)
+    out_BTD = h_BTF @ _use(self.down_FD, x_BTD.dtype)
+    return out_BTD + _use(self.down_bias_D, x_BTD.dtype)[None, None] if self.bias else out_BTD
 
 
 class Block(nnx.Module):

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
 
 
@@ -17,12 +18,30 @@ def layer_kinds(cfg: DecoderConfig) -> tuple[int, ...]:
   return tuple(present.index(name) for name in names)
 
 
-def tables(cfg: DecoderConfig, positions_BT) -> list[tuple[jax.Array, jax.Array]]:
+def lengths(cfg: DecoderConfig, positions_BT, segments_BT) -> jax.Array | None:
+  """Per token the length of its segment, where the frequencies depend on it; else None."""
+  if not _depends_on_length(cfg):
+    return None
+  same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+  return jnp.max(jnp.where(same_BTS, positions_BT[:, None, :], 0), axis=-1) + 1
+
+
+def check_slots(cfg: DecoderConfig, slots: int) -> None:
+  """Keys in the cache cannot be turned again when a row grows beyond the original length."""
+  length = dict(cfg.rope_scaling or ()).get("original_max_position_embeddings")
+  if _depends_on_length(cfg) and slots > length:
+    raise UserError(
+      f"not supported: decoding of {slots} tokens with rope type {dict(cfg.rope_scaling)['rope_type']}, "
+      f"whose frequencies change beyond {length}. Decode at most {length} tokens, prompt included."
+    )
+
+
+def tables(cfg: DecoderConfig, positions_BT, lengths_BT=None) -> list[tuple[jax.Array, jax.Array]]:
   """(cos, sin) of each kind of layer that the model has."""
   out = []
   for name in _present(_names(cfg)):
     local = name == "local"
-    cos, sin = angles(frequencies(cfg, local), positions_BT)
+    cos, sin = angles(frequencies(cfg, local, lengths_BT), positions_BT)
     factor = attention_factor(cfg, local)
     out.append((cos, sin) if factor == 1.0 else (cos * factor, sin * factor))
   return out
@@ -44,8 +63,8 @@ def pick(rope_tables, kind):
   return out
 
 
-def frequencies(cfg: DecoderConfig, local: bool) -> jax.Array:
-  """Angular frequencies [H/2] of global layers, or of those with a window (`local`).
+def frequencies(cfg: DecoderConfig, local: bool, lengths_BT=None) -> jax.Array:
+  """Angular frequencies [H/2], or [B, T, H/2] where they depend on the segment's length, of global layers, or of those with a window (`local`).
 
   RoPE: Su et al. 2021, eq. 15. `llama3`: frequencies whose wavelength exceeds the original context are
   divided by the factor, with a linear ramp in between (Llama 3.1 release). `linear`: all are divided.
@@ -54,6 +73,8 @@ def frequencies(cfg: DecoderConfig, local: bool) -> jax.Array:
   freq = 1.0 / theta ** (jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
   scaling = {} if local else dict(cfg.rope_scaling or ())
   kind = scaling.get("rope_type", "default")
+  if kind == "dynamic" and lengths_BT is not None:
+    return _dynamic(theta, scaling, cfg.head_dim, lengths_BT)
   if kind == "yarn":
     return _yarn(freq, theta, scaling)
   if kind == "linear":
@@ -68,7 +89,9 @@ def frequencies(cfg: DecoderConfig, local: bool) -> jax.Array:
 
 def angles(freq, positions_BT) -> tuple[jax.Array, jax.Array]:
   """(cos, sin), each [B, T, H/2], float32: bfloat16 angles are wrong beyond position 256."""
-  angle = positions_BT[..., None].astype(jnp.float32) * freq[None, None]
+  angle = positions_BT[..., None].astype(jnp.float32) * (
+    freq[None, None] if freq.ndim == 1 else freq
+  )
   return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -93,6 +116,19 @@ def attention_factor(cfg: DecoderConfig, local: bool) -> float:
   if scaling.get("mscale") and scaling.get("mscale_all_dim"):
     return mscale(scaling["mscale"]) / mscale(scaling["mscale_all_dim"])
   return mscale(1.0)
+
+
+def _dynamic(theta: float, scaling: dict, width: int, lengths_BT) -> jax.Array:
+  """Dynamic NTK: the base grows with the segment's length beyond the original one."""
+  factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+  stretch_BT = factor * jnp.maximum(lengths_BT, original).astype(jnp.float32) / original
+  theta_BT = theta * (stretch_BT - (factor - 1)) ** (width / (width - 2))
+  exponents = jnp.arange(0, width, 2, dtype=jnp.float32) / width
+  return 1.0 / theta_BT[:, :, None] ** exponents[None, None]
+
+
+def _depends_on_length(cfg) -> bool:
+  return dict(cfg.rope_scaling or ()).get("rope_type") in ("dynamic", "longrope")
 
 
 def _yarn(freq, theta: float, scaling: dict) -> jax.Array:

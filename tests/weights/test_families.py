@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 
 import torch
 
+from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf
 from mlit_jax.weights import load, save, source, table
@@ -55,6 +56,15 @@ def made(request, tmp_path_factory):
   out = save.save_folder(tuned, cfg, folder / "out", files=s.files, dtypes=s.dtypes)
   tokens_BT = families.rows_in_twelve_languages(out, LENGTH)
   return Made(folder / "in", model, s, cfg, params, tuned, out, families.load_model(out), tokens_BT)
+
+
+def room(cfg):
+  """(prompt, new tokens) that a cache may hold: frequencies that change with the length end it."""
+  scaling = dict(cfg.rope_scaling or ())
+  if scaling.get("rope_type") in ("dynamic", "longrope"):
+    total = scaling["original_max_position_embeddings"]
+    return total - 12, 12
+  return PROMPT, NEW
 
 
 def alone(tokens_BT):
@@ -162,14 +172,15 @@ def test_tuned_logits_agree_in_every_language(made):
 def test_cached_decoding_continues_as_transformers_does_and_equals_the_full_pass(made):
   """Rows of different lengths at once; then 32 greedy tokens each."""
   prompts_BT = made.tokens_BT[::3]
-  lengths = PROMPT - np.arange(len(prompts_BT)) % 3
-  tokens_BT = prompts_BT[:, :PROMPT].copy()
-  positions_BT = np.broadcast_to(np.arange(PROMPT, dtype=np.int32), tokens_BT.shape).copy()
+  num_prompt, num_new = room(made.cfg)
+  lengths = num_prompt - np.arange(len(prompts_BT)) % 3
+  tokens_BT = prompts_BT[:, :num_prompt].copy()
+  positions_BT = np.broadcast_to(np.arange(num_prompt, dtype=np.int32), tokens_BT.shape).copy()
   positions_BT[positions_BT >= lengths[:, None]] = -1
-  cache = decoder.init_cache(made.cfg, len(tokens_BT), LENGTH)
+  cache = decoder.init_cache(made.cfg, len(tokens_BT), num_prompt + num_new)
   logits, cache = forward_cached(made.tuned, made.cfg, tokens_BT, positions_BT, cache)
   steps = [np.asarray(logits)[np.arange(len(lengths)), lengths - 1]]
-  for t in range(NEW - 1):
+  for t in range(num_new - 1):
     new_BT = steps[-1].argmax(-1).astype(np.int32)[:, None]
     logits, cache = forward_cached(
       made.tuned, made.cfg, new_BT, (lengths + t).astype(np.int32)[:, None], cache
@@ -180,40 +191,59 @@ def test_cached_decoding_continues_as_transformers_does_and_equals_the_full_pass
   for r in range(0, len(lengths), 2):
     prompt = torch.tensor(prompts_BT[r : r + 1, : lengths[r]])
     theirs = made.tuned_model.generate(
-      prompt, max_new_tokens=NEW, do_sample=False, eos_token_id=None
+      prompt, max_new_tokens=num_new, do_sample=False, eos_token_id=None
     )[0, lengths[r] :]
     assert continuation_BT[r].tolist() == theirs.tolist()
     assert len(set(theirs.tolist())) > 2
-  rows_BT = np.zeros_like(made.tokens_BT)
+  rows_BT = np.zeros((len(lengths), num_prompt + num_new), np.int32)
   for r, n in enumerate(lengths):
-    rows_BT[r, :n], rows_BT[r, n : n + NEW] = prompts_BT[r, :n], continuation_BT[r]
+    rows_BT[r, :n], rows_BT[r, n : n + num_new] = prompts_BT[r, :n], continuation_BT[r]
   full_BTV = np.asarray(forward(made.tuned, made.cfg, *alone(rows_BT)))
   for r, n in enumerate(lengths):
-    expected = full_BTV[r, n - 1 : n - 1 + NEW]
+    expected = full_BTV[r, n - 1 : n - 1 + num_new]
     np.testing.assert_allclose(ours_BTV[r], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["dynamic"])
+def test_a_cache_beyond_the_original_length_is_refused_where_frequencies_change(kind):
+  variant = {"dynamic": "llama_dynamic"}[kind]
+  cfg = families.config_of(variant)
+  length = dict(cfg.rope_scaling)["original_max_position_embeddings"]
+  params = decoder.param_shapes(cfg)
+  one = jnp.zeros((1, 1), jnp.int32)
+  for slots, fits in ((length, True), (length + 1, False)):
+    run = lambda p, n=slots: decoder.apply_cached(p, cfg, one, one, decoder.init_cache(cfg, 1, n))  # noqa: E731
+    if fits:
+      jax.eval_shape(run, params)
+    else:
+      with pytest.raises(UserError, match="not supported: decoding"):
+        jax.eval_shape(run, params)
 
 
 def test_packed_rows_equal_separate_rows(made):
   """Row r holds the beginnings of examples r and r + 1, then padding."""
-  separate_BTV = np.asarray(forward(made.tuned, made.cfg, *alone(made.tokens_BT)))
   B = len(made.tokens_BT)
-  tokens, positions, segments = (np.zeros((B, LENGTH), np.int32) for _ in range(3))
-  places = []
+  first, second = 20 + np.arange(B), 50 + np.arange(B)[::-1] % (LENGTH - 82)
+  apart = [beginnings(made.tokens_BT, first), beginnings(np.roll(made.tokens_BT, -1, 0), second)]
+  packed = [np.zeros((B, LENGTH), np.int32) for _ in range(3)]
   for r in range(B):
-    first, second = 20 + r, 50 + r
-    for segment, (example, n, start) in enumerate(
-      [(r, first, 0), ((r + 1) % B, second, first)], start=1
-    ):
-      at = slice(start, start + n)
-      tokens[r, at], positions[r, at] = made.tokens_BT[example, :n], np.arange(n)
-      segments[r, at] = segment
-      places.append((r, at, example, n))
-  packed_BTV = np.asarray(forward(made.tuned, made.cfg, tokens, positions, segments))
-  for r, at, example, n in places:
-    expected = separate_BTV[example, :n]
-    np.testing.assert_allclose(
-      packed_BTV[r, at], expected, rtol=0, atol=1e-5 * np.abs(expected).max()
-    )
+    for segment, (n, at) in enumerate(((first[r], 0), (second[r], first[r]))):
+      for array, separate in zip(packed, apart[segment], strict=True):
+        array[r, at : at + n] = separate[r, :n]
+      packed[2][r, at : at + n] = segment + 1
+  packed_BTV = np.asarray(forward(made.tuned, made.cfg, *packed))
+  apart_BTV = [np.asarray(forward(made.tuned, made.cfg, *arrays)) for arrays in apart]
+  for r in range(B):
+    for segment, (n, at) in enumerate(((first[r], 0), (second[r], first[r]))):
+      expected, found = apart_BTV[segment][r, :n], packed_BTV[r, at : at + n]
+      np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def beginnings(tokens_BT, lengths_B):
+  """(tokens, positions, segments) of the first tokens of each row, then padding."""
+  arrays = alone(tokens_BT)
+  live_BT = arrays[1] < lengths_B[:, None]
+  return [np.where(live_BT, array, 0).astype(np.int32) for array in arrays]
 
 
 def test_configs_as_published_are_read_alike(made):

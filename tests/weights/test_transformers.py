@@ -93,10 +93,10 @@ def test_configs_as_published_are_read_alike(tmp_path, variant):
 @pytest.mark.parametrize(
   "variant, changes",
   [
-    ("llama", {"attention_bias": True}),
-    ("llama", {"mlp_bias": True}),
     ("llama", {"hidden_act": "gelu"}),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}),
+    ("llama", {"partial_rotary_factor": 0.5}),
+    ("llama_yarn", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mystery": 1}}),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
     ("gemma3_text", {"attn_logit_softcapping": 2.0}),
     ("gemma3_text", {"use_bidirectional_attention": True}),
