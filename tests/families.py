@@ -264,6 +264,45 @@ VARIANTS |= {
     tie_word_embeddings=False,
   ),
 }
+VARIANTS |= {
+  "smollm3": dict(  # tied, every second layer position-free (there: every fourth)
+    model_type="smollm3",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_hidden_layers=4,
+    no_rope_layer_interval=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 5_000.0},
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+  ),
+  "smollm3_listed": dict(
+    model_type="smollm3",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    no_rope_layers=[0, 1, 1],
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-5,
+    attention_bias=True,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+  "smollm3_yarn": dict(
+    model_type="smollm3",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    no_rope_layer_interval=3,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 10_000.0,
+      "factor": 4.0,
+      "original_max_position_embeddings": 16,
+      "beta_fast": 1.5,
+      "beta_slow": 0.1,
+    },
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+  ),
+}
 VARIANTS["gemma3_text_patterned"] = VARIANTS["gemma3_text"] | dict(
   num_key_value_heads=4,
   num_hidden_layers=4,

@@ -30,6 +30,7 @@ class DecoderConfig:
   query_scale: float | None = None  # None: head_dim ** -0.5
   rope_theta: float = 10_000.0
   rope_scaling: tuple | None = None  # sorted (key, value) pairs of the HF entry; global layers only
+  position_free: tuple[bool, ...] = ()  # per layer, () = none
   query_growth: tuple[float, int] | None = (
     None  # (beta, length): Ministral 3, see rope.query_growth
   )
@@ -46,6 +47,10 @@ class DecoderConfig:
       object.__setattr__(self, "windows", (GLOBAL,) * self.num_layers)
     if self.query_scale is None:
       object.__setattr__(self, "query_scale", self.head_dim**-0.5)
+    if not self.position_free:
+      object.__setattr__(self, "position_free", (False,) * self.num_layers)
+    if len(self.position_free) != self.num_layers:
+      raise UserError(f"{len(self.position_free)} position_free for {self.num_layers} layers")
     if len(self.windows) != self.num_layers:
       raise UserError(f"{len(self.windows)} attention windows for {self.num_layers} layers")
     if self.num_heads % self.num_kv_heads:

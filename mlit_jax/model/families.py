@@ -108,7 +108,23 @@ def _ministral3(c: dict) -> dict:
   )
 
 
+def _smollm3(c: dict) -> dict:
+  _require(c, hidden_act=("silu",), use_sliding_window=(False, None))
+  _windows(c | {"sliding_window": None}, ["full_attention"])
+  every, layers = c.get("no_rope_layer_interval", 4), c["num_hidden_layers"]
+  turned = c.get("no_rope_layers")  # despite its name: 1 for a layer that rotates
+  if turned is None:
+    turned = [(i + 1) % every != 0 for i in range(layers)]
+  return (
+    _sizes({"tie_word_embeddings": True} | c)
+    | _rope(c, ("default", "linear", "llama3", "yarn"), theta=2e6)
+    | _biases(c)
+    | {"position_free": tuple(not x for x in turned[:layers])}
+  )
+
+
 FAMILIES = {
+  "smollm3": _smollm3,
   "ministral3": _ministral3,
   "mistral": _mistral,
   "llama": _llama,

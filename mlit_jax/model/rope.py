@@ -40,6 +40,10 @@ def tables(cfg: DecoderConfig, positions_BT, lengths_BT=None) -> list[tuple[jax.
   """(cos, sin) of each kind of layer that the model has."""
   out = []
   for name in _present(_names(cfg)):
+    if name == "free":
+      shape = (*positions_BT.shape, cfg.head_dim // 2)
+      out.append((jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)))
+      continue
     local = name == "local"
     cos, sin = angles(frequencies(cfg, local, lengths_BT), positions_BT)
     factor = attention_factor(cfg, local)
@@ -150,10 +154,13 @@ def _yarn(freq, theta: float, scaling: dict) -> jax.Array:
 
 
 def _names(cfg) -> list[str]:
-  """Per layer: "local" for one with a window and a base of its own, else "global"."""
+  """Per layer: "free" of positions, "local" for one with a window and a base of its own, or "global"."""
   own = cfg.rope_local_theta is not None
-  return ["local" if own and window else "global" for window in cfg.windows]
+  return [
+    "free" if free else "local" if own and window else "global"
+    for window, free in zip(cfg.windows, cfg.position_free, strict=True)
+  ]
 
 
 def _present(names) -> list[str]:
-  return [name for name in ("global", "local") if name in names]
+  return [name for name in ("global", "local", "free") if name in names]

@@ -103,13 +103,16 @@ def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
   logits_BTV = model(input_ids=torch.tensor(arrays[0])).logits
   (logits_BTV * torch.tensor(weights_BTV)).sum().backward()
   theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+  largest = max(np.abs(grad).max() for grad in theirs.values())
   seen = set()
   for name, (row, layer) in table.tensors_of(cfg).items():
     grad = np.asarray(ours[row.ours])
     grad = table.to_theirs(grad if layer is None else grad[layer], row)
     scale = np.abs(theirs[name]).max()
     assert scale > 0, name
-    np.testing.assert_allclose(grad, theirs[name], rtol=0, atol=tolerance * scale, err_msg=name)
+    # Rounding is all that is left of a key's bias in a layer without positions: softmax ignores it.
+    atol = max(tolerance * scale, 1e-6 * largest)
+    np.testing.assert_allclose(grad, theirs[name], rtol=0, atol=atol, err_msg=name)
     seen.add(name)
   assert seen == set(theirs)
 
@@ -188,13 +191,15 @@ def test_cached_decoding_continues_as_transformers_does_and_equals_the_full_pass
     steps.append(np.asarray(logits)[:, 0])
   ours_BTV = np.stack(steps, axis=1)
   continuation_BT = ours_BTV.argmax(-1)
+  kinds = set()
   for r in range(0, len(lengths), 2):
     prompt = torch.tensor(prompts_BT[r : r + 1, : lengths[r]])
     theirs = made.tuned_model.generate(
       prompt, max_new_tokens=num_new, do_sample=False, eos_token_id=None
     )[0, lengths[r] :]
     assert continuation_BT[r].tolist() == theirs.tolist()
-    assert len(set(theirs.tolist())) > 2
+    kinds |= set(theirs.tolist())
+  assert len(kinds) > 4  # else agreement would mean little
   rows_BT = np.zeros((len(lengths), num_prompt + num_new), np.int32)
   for r, n in enumerate(lengths):
     rows_BT[r, :n], rows_BT[r, n : n + num_new] = prompts_BT[r, :n], continuation_BT[r]
