@@ -1,10 +1,15 @@
-"""Tiny random models of the three families, made and saved by transformers itself.
+"""Tiny random models of every family, made and saved by transformers itself.
 
 families.make_model(folder, "gemma3_text", dtype="bfloat16", max_shard_size="40KB")
+
+`python -m tests.families` writes tests/golden/ again. A new variant of VARIANTS gets all the proofs of
+tests/weights/test_families.py.
 """
 
 import json
 import pathlib
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 VOCAB_SIZE = 320  # the tokenizer below has fewer: the rest is padding, as in the published models
 
@@ -27,6 +32,18 @@ _LLAMA3_ROPE = {
 _GEMMA_ROPE = {
   "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
   "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+_MINISTRAL_ROPE = {
+  "rope_type": "yarn",
+  "rope_theta": 10_000.0,
+  "factor": 8.0,
+  "original_max_position_embeddings": 16,
+  "max_position_embeddings": 128,
+  "beta_fast": 2.0,
+  "beta_slow": 0.25,
+  "mscale": 1.0,
+  "mscale_all_dim": 1.0,
+  "llama_4_scaling_beta": 0.1,
 }
 
 VARIANTS = {
@@ -75,6 +92,15 @@ VARIANTS = {
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
   ),
+  "qwen3_linear": dict(  # rows beyond the original length, a kv head per head
+    model_type="qwen3",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=12,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
   "gemma3_text": dict(  # 4B: linear scaling of the global layers, windows of 4
     model_type="gemma3_text",
     num_attention_heads=4,
@@ -100,6 +126,193 @@ VARIANTS = {
     final_logit_softcapping=3.0,
   ),
 }
+
+VARIANTS |= {
+  "qwen2": dict(  # 2.5 of 0.5B: tied; the window of the published configs, which is not used
+    model_type="qwen2",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    rms_norm_eps=1e-6,
+    use_sliding_window=False,
+    sliding_window=4,
+    tie_word_embeddings=True,
+  ),
+  "qwen2_untied": dict(  # 2.5 of 7B
+    model_type="qwen2",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
+  "qwen2_windows": dict(  # windows of the upper layers
+    model_type="qwen2",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-6,
+    use_sliding_window=True,
+    sliding_window=4,
+    max_window_layers=1,
+    tie_word_embeddings=False,
+  ),
+}
+VARIANTS |= {
+  "mistral": dict(  # 7B v0.1: windows everywhere
+    model_type="mistral",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-5,
+    sliding_window=5,
+    tie_word_embeddings=False,
+  ),
+  "mistral_wide_heads": dict(  # Nemo: no window, heads wider than width / heads; here tied
+    model_type="mistral",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=12,
+    rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    rms_norm_eps=1e-5,
+    sliding_window=None,
+    tie_word_embeddings=True,
+  ),
+  "mistral_yarn": dict(
+    model_type="mistral",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=16,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 10_000.0,
+      "factor": 8.0,
+      "original_max_position_embeddings": 16,
+      "beta_fast": 2.0,
+      "beta_slow": 0.25,
+    },
+    rms_norm_eps=1e-5,
+    sliding_window=None,
+    tie_word_embeddings=False,
+  ),
+}
+VARIANTS |= {
+  "ministral3": dict(  # 3 of 8B: yarn whose mscales cancel, queries that grow with the position
+    model_type="ministral3",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    rope_parameters=_MINISTRAL_ROPE,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
+  "ministral3_tied": dict(  # 3B; an attention factor from different mscales
+    model_type="ministral3",
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    rope_parameters=_MINISTRAL_ROPE | {"mscale": 2.0, "llama_4_scaling_beta": 0.3},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+  ),
+  "ministral3_windows": dict(  # the attention factor as given, a ramp that is not truncated
+    model_type="ministral3",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=12,
+    rope_parameters=_MINISTRAL_ROPE | {"attention_factor": 1.3, "truncate": False},
+    rms_norm_eps=1e-5,
+    sliding_window=5,
+    tie_word_embeddings=False,
+  ),
+}
+VARIANTS |= {
+  "llama_biases": dict(
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-6,
+    attention_bias=True,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+  "llama_yarn": dict(
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 10_000.0,
+      "factor": 4.0,
+      "original_max_position_embeddings": 16,
+      "beta_fast": 1.5,
+      "beta_slow": 0.1,
+    },
+    rms_norm_eps=1e-6,
+    attention_bias=True,
+    tie_word_embeddings=True,
+  ),
+  "llama_dynamic": dict(
+    model_type="llama",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    max_position_embeddings=40,
+    rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-6,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+}
+VARIANTS |= {
+  "smollm3": dict(  # tied, every second layer position-free (there: every fourth)
+    model_type="smollm3",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_hidden_layers=4,
+    no_rope_layer_interval=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 5_000.0},
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+  ),
+  "smollm3_listed": dict(
+    model_type="smollm3",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    no_rope_layers=[0, 1, 1],
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-5,
+    attention_bias=True,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+  "smollm3_yarn": dict(
+    model_type="smollm3",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    no_rope_layer_interval=3,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 10_000.0,
+      "factor": 4.0,
+      "original_max_position_embeddings": 16,
+      "beta_fast": 1.5,
+      "beta_slow": 0.1,
+    },
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+  ),
+}
+VARIANTS["gemma3_text_patterned"] = VARIANTS["gemma3_text"] | dict(
+  num_key_value_heads=4,
+  num_hidden_layers=4,
+  layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+  rope_parameters={
+    "full_attention": {"rope_type": "default", "rope_theta": 500_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1_000.0},
+  },
+  sliding_window=5,
+)
 
 CHAT_TEMPLATE = (
   "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -133,12 +346,25 @@ def random_model(variant: str, *, seed=0, **changes):
     for name, p in model.named_parameters():
       # Every norm scale differs, and queries and keys are large enough for sharp attention.
       p.normal_(0.0, 0.3 if p.ndim == 1 else 1.5 * p.shape[-1] ** -0.5, generator=generator)
-      if p.ndim == 1 and config.model_type != "gemma3_text":
+      if p.ndim == 1 and name.endswith("norm.weight") and config.model_type != "gemma3_text":
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
         # Small against what the layers add, else a tied model only repeats its last token.
         p.mul_(0.5)
   return model
+
+
+def random_model_like(model):
+  """The same model again, in the default dtype of the moment."""
+  import copy
+
+  import transformers
+
+  config = copy.deepcopy(model.config)
+  config.dtype = None
+  other = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+  other.load_state_dict(model.state_dict())
+  return other
 
 
 def load_model(folder):
@@ -183,3 +409,75 @@ def edit_config(folder, **changes) -> None:
   path = pathlib.Path(folder) / "config.json"
   config = json.loads(path.read_text()) | changes
   path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}, indent=2))
+
+
+def bytes_of(folder) -> dict[str, bytes]:
+  """Every file of the folder."""
+  paths = (p for p in pathlib.Path(folder).rglob("*") if p.is_file())
+  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+
+
+def tuned(params, seed=1) -> dict:
+  """Every parameter moved, each by its own noise."""
+  import numpy as np
+
+  from mlit_jax.weights import table
+
+  rng = np.random.default_rng(seed)
+  return table.unflatten(
+    {
+      name: a + 0.05 * np.asarray(a).std() * rng.standard_normal(a.shape, np.float32)
+      for name, a in table.flatten(params).items()
+    }
+  )
+
+
+def rows_in_twelve_languages(folder, length):
+  """tokens_BT: the beginning of a bundled conversation in each language, as the chat template has it."""
+  import numpy as np
+  import transformers
+
+  import mlit_jax
+
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  assets = pathlib.Path(mlit_jax.__file__).parent / "assets" / "instructions12" / "eval"
+  rows = []
+  for path in sorted(assets.glob("*.jsonl")):
+    row = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    turns = [{"role": "user", "content": row["prompt"]}]
+    turns.append({"role": "assistant", "content": row["completion"]})
+    ids = tokenizer.apply_chat_template(turns, return_dict=False)
+    assert len(ids) >= length, path
+    rows.append(ids[:length])
+  assert len(rows) == 12
+  return np.array(rows, np.int32)
+
+
+def config_of(variant: str):
+  """The variant's DecoderConfig, without making a model."""
+  import transformers
+
+  from mlit_jax.model.config import from_hf
+
+  config = transformers.AutoConfig.for_model(**{**_SIZES, **VARIANTS[variant]}).to_dict()
+  return from_hf(config)
+
+
+def golden_lines(variant: str) -> list[str]:
+  """One line per parameter: path, shape, axes."""
+  from mlit_jax.model.decoder import param_specs
+  from mlit_jax.weights.table import flatten
+
+  specs = flatten(param_specs(config_of(variant)))
+  return [
+    f"{path}  {' '.join(map(str, s.shape))}  {' '.join(s.axes)}"
+    for path, s in sorted(specs.items())
+  ]
+
+
+if __name__ == "__main__":
+  GOLDEN.mkdir(exist_ok=True)
+  for old in GOLDEN.glob("*.txt"):
+    old.unlink()
+  for name in VARIANTS:
+    (GOLDEN / f"{name}.txt").write_text("\n".join(golden_lines(name)) + "\n")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from mlit_jax.errors import UserError
-
-GLOBAL = 0  # a window of 0 sees the whole segment
+from mlit_jax.model.families import FAMILIES, GLOBAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +30,15 @@ class DecoderConfig:
   query_scale: float | None = None  # None: head_dim ** -0.5
   rope_theta: float = 10_000.0
   rope_scaling: tuple | None = None  # sorted (key, value) pairs of the HF entry; global layers only
+  position_free: tuple[bool, ...] = ()  # per layer, () = none
+  query_growth: tuple[float, int] | None = (
+    None  # (beta, length): Ministral 3, see rope.query_growth
+  )
   rope_local_theta: float | None = None  # of layers with a window; None: as the global ones
   windows: tuple[int, ...] = ()  # per layer, 0 = global; () = all global
   attn_bias: bool = False  # on q, k, v
+  out_bias: bool = False  # on attention's output
+  mlp_bias: bool = False
   attn_softcap: float | None = None
   final_softcap: float | None = None
 
@@ -43,6 +47,10 @@ class DecoderConfig:
       object.__setattr__(self, "windows", (GLOBAL,) * self.num_layers)
     if self.query_scale is None:
       object.__setattr__(self, "query_scale", self.head_dim**-0.5)
+    if not self.position_free:
+      object.__setattr__(self, "position_free", (False,) * self.num_layers)
+    if len(self.position_free) != self.num_layers:
+      raise UserError(f"{len(self.position_free)} position_free for {self.num_layers} layers")
     if len(self.windows) != self.num_layers:
       raise UserError(f"{len(self.windows)} attention windows for {self.num_layers} layers")
     if self.num_heads % self.num_kv_heads:
@@ -59,7 +67,7 @@ def from_hf(config: dict) -> DecoderConfig:
       f"not supported: model_type {family!r}. Supported are {', '.join(sorted(FAMILIES))}."
     )
   try:
-    return FAMILIES[family](config)
+    return DecoderConfig(**FAMILIES[family](config))
   except KeyError as e:
     raise UserError(f"config.json of a {family} model has no {e.args[0]!r}") from e
 
@@ -128,93 +136,3 @@ def from_scratch(sizes: dict, vocab_size: int) -> DecoderConfig:
   if cfg.head_dim % 2:
     raise UserError(f"model.sizes gives head_dim {cfg.head_dim}; rotary positions need an even one")
   return cfg
-
-
-def _llama(c: dict) -> DecoderConfig:
-  _require(c, hidden_act=("silu",), attention_bias=(False, None), mlp_bias=(False, None))
-  theta, scaling = _rope(c, ("default", "llama3", "linear"))
-  return DecoderConfig(**_sizes(c), rope_theta=theta, rope_scaling=scaling)
-
-
-def _qwen3(c: dict) -> DecoderConfig:
-  _require(c, hidden_act=("silu",), attention_bias=(False, None), use_sliding_window=(False, None))
-  theta, scaling = _rope(c, ("default", "llama3", "linear"))
-  return DecoderConfig(**_sizes(c), rope_theta=theta, rope_scaling=scaling, qk_norm=True)
-
-
-def _gemma3_text(c: dict) -> DecoderConfig:
-  activation = c.get("hidden_activation") or c.get("hidden_act") or "gelu_pytorch_tanh"
-  if activation != "gelu_pytorch_tanh":
-    raise UserError(f"not supported: hidden_activation {activation!r} of gemma3_text")
-  _require(c, attention_bias=(False, None), use_bidirectional_attention=(False, None))
-  # transformers reads this key for Gemma 3 and then caps nothing, so a model that sets it has two meanings.
-  _require(c, attn_logit_softcapping=(None,))
-  kinds = c.get("layer_types")
-  if kinds is None:
-    every = c.get("sliding_window_pattern", 6)
-    kinds = [
-      "sliding_attention" if (i + 1) % every else "full_attention"
-      for i in range(c["num_hidden_layers"])
-    ]
-  rope = c.get("rope_parameters") or {}
-  if "full_attention" in rope:  # written by transformers 5: one entry per kind of layer
-    full, sliding = rope["full_attention"], rope["sliding_attention"]
-    theta, scaling = _rope({"rope_theta": 1e6, "rope_parameters": full}, ("default", "linear"))
-    local, _ = _rope({"rope_theta": 1e4, "rope_parameters": sliding}, ("default",))
-  else:
-    theta, scaling = _rope({"rope_theta": 1e6} | c, ("default", "linear"))
-    local = c.get("rope_local_base_freq", 10_000.0)
-  return DecoderConfig(
-    **_sizes({"head_dim": 256, "tie_word_embeddings": True} | c),
-    norm_plus_one=True,
-    post_norms=True,
-    qk_norm=True,
-    activation="gelu_tanh",
-    embed_scale=math.sqrt(c["hidden_size"]),
-    query_scale=c.get("query_pre_attn_scalar", 256) ** -0.5,
-    rope_theta=theta,
-    rope_scaling=scaling,
-    rope_local_theta=local,
-    windows=tuple(c["sliding_window"] if k == "sliding_attention" else GLOBAL for k in kinds),
-    final_softcap=c.get("final_logit_softcapping"),
-  )
-
-
-FAMILIES = {"llama": _llama, "qwen3": _qwen3, "gemma3_text": _gemma3_text}
-
-
-def _sizes(c: dict) -> dict:
-  return {
-    "family": c["model_type"],
-    "vocab_size": c["vocab_size"],
-    "d_model": c["hidden_size"],
-    "num_layers": c["num_hidden_layers"],
-    "num_heads": c["num_attention_heads"],
-    "num_kv_heads": c.get("num_key_value_heads") or c["num_attention_heads"],
-    "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
-    "d_ff": c["intermediate_size"],
-    "norm_eps": c["rms_norm_eps"],
-    "tied": bool(c.get("tie_word_embeddings", False)),
-  }
-
-
-def _rope(c: dict, supported: tuple[str, ...]) -> tuple[float, tuple | None]:
-  """(theta, scaling) from either spelling: rope_theta + rope_scaling, or rope_parameters."""
-  entry = dict(c.get("rope_parameters") or c.get("rope_scaling") or {})
-  theta = entry.pop("rope_theta", None) or c.get("rope_theta", 10_000.0)
-  kind = entry.pop("rope_type", None) or entry.pop("type", None) or "default"
-  entry.pop("type", None)
-  if kind not in supported:
-    raise UserError(
-      f"not supported: rope type {kind!r} of {c.get('model_type', 'gemma3_text')}; "
-      f"supported are {', '.join(supported)}"
-    )
-  if kind == "default":
-    return float(theta), None
-  return float(theta), tuple(sorted({"rope_type": kind, **entry}.items()))
-
-
-def _require(c: dict, **allowed) -> None:
-  for key, values in allowed.items():
-    if key in c and c[key] not in values:
-      raise UserError(f"not supported: {key} = {c[key]!r} of {c['model_type']}; only {values[0]!r}")

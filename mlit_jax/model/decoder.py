@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlit_jax import mesh
-from mlit_jax.model import attention, layers
+from mlit_jax.model import attention, layers, rope
 from mlit_jax.model.config import DecoderConfig
 
 REMAT = ("none", "attention_saved", "full")
@@ -86,16 +86,18 @@ def apply(
 ) -> jax.Array:
   """logits_BTV, float32, of packed rows."""
   x_BTD = embed(params, cfg, tokens_BT, dtype)
-  ropes = _ropes(cfg, positions_BT)
+  ropes = rope.tables(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
+  growth_BT = rope.query_growth(cfg, positions_BT)
   graph, structure = _block_graph(cfg)
 
   def layer(x_BTD, scanned):
-    weights, window, local = scanned
+    weights, window, kind = scanned
     block = _bind(graph, structure, weights)
-    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(block.attn_norm(x_BTD), _pick(ropes, local))
+    h_BTD = block.read(x_BTD)
+    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
     mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
-    x_BTD = block.add_attention(x_BTD, block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT))
-    return mesh.constrain(block.add_mlp(x_BTD), "batch", "length", "width"), None
+    x_BTD = block.add(x_BTD, h_BTD, block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT))
+    return mesh.constrain(x_BTD, "batch", "length", "width"), None
 
   x_BTD, _ = jax.lax.scan(_with_remat(layer, remat), x_BTD, (params["blocks"], *_kinds(cfg)))
   return unembed(params, cfg, x_BTD)
@@ -117,8 +119,10 @@ def apply_cached(
   """
   B, T = tokens_BT.shape
   slots = cache.k_LBSKH.shape[2]
+  rope.check_slots(cfg, slots)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
-  ropes = _ropes(cfg, jnp.maximum(positions_BT, 0))
+  seen_BT = jnp.maximum(positions_BT, 0)
+  ropes, growth_BT = rope.tables(cfg, seen_BT), rope.query_growth(cfg, seen_BT)
   graph, structure = _block_graph(cfg)
   rows_BT = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
   write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
@@ -126,14 +130,15 @@ def apply_cached(
   one_BT, one_BS = jnp.ones((B, T), jnp.int32), jnp.ones((B, slots), jnp.int32)
 
   def layer(x_BTD, scanned):
-    weights, window, local, k_BSKH, v_BSKH = scanned
+    weights, window, kind, k_BSKH, v_BSKH = scanned
     block = _bind(graph, structure, weights)
-    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(block.attn_norm(x_BTD), _pick(ropes, local))
+    h_BTD = block.read(x_BTD)
+    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
     k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
     v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
     mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
     o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS)
-    return block.add_mlp(block.add_attention(x_BTD, o_BTD)), (k_BSKH, v_BSKH)
+    return block.add(x_BTD, h_BTD, o_BTD), (k_BSKH, v_BSKH)
 
   x_BTD, (k, v) = jax.lax.scan(
     layer, x_BTD, (params["blocks"], *_kinds(cfg), cache.k_LBSKH, cache.v_LBSKH)
@@ -171,23 +176,8 @@ def is_spec(x) -> bool:
 
 
 def _kinds(cfg):
-  """Per layer: its window, and whether it turns by the local frequencies."""
-  windows = jnp.asarray(cfg.windows, jnp.int32)
-  return windows, windows > 0
-
-
-def _ropes(cfg, positions_BT):
-  """(cos, sin) of global layers and of layers with a window; one pair where they are the same."""
-  both = [layers.rope_angles(layers.rope_frequencies(cfg, False), positions_BT)]
-  if cfg.rope_local_theta is not None and any(cfg.windows):
-    both.append(layers.rope_angles(layers.rope_frequencies(cfg, True), positions_BT))
-  return both
-
-
-def _pick(ropes, local):
-  if len(ropes) == 1:
-    return ropes[0]
-  return tuple(jnp.where(local, b, a) for a, b in zip(*ropes, strict=True))
+  """Per layer: its window, and which rotary table it turns by."""
+  return jnp.asarray(cfg.windows, jnp.int32), jnp.asarray(rope.layer_kinds(cfg), jnp.int32)
 
 
 def _with_remat(layer, remat: str):

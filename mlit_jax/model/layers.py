@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from mlit_jax import mesh
 from mlit_jax.model import attention
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.rope import rotate
 
 
 def param(shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, mean: float = 0.0):
@@ -51,12 +52,14 @@ class Attention(nnx.Module):
       self.q_bias_NH = param((N, H), ("heads", "head_dim"), std=0.0)
       self.k_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
       self.v_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
+    if cfg.out_bias:
+      self.o_bias_D = param((D,), ("embed",), std=0.0)
     if cfg.qk_norm:
       self.q_norm = RmsNorm(H, "head_dim", cfg)
       self.k_norm = RmsNorm(H, "head_dim", cfg)
 
-  def qkv(self, x_BTD, rope_BTH):
-    """Rotated queries, rotated keys, values."""
+  def qkv(self, x_BTD, rope_BTH, growth_BT=None):
+    """Rotated queries (times `growth`, where there is one), rotated keys, values."""
     q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _use(self.q_DNH, x_BTD.dtype))
     k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.k_DKH, x_BTD.dtype))
     v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.v_DKH, x_BTD.dtype))
@@ -67,14 +70,20 @@ class Attention(nnx.Module):
     if self.cfg.qk_norm:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "head_dim")
-    return rotate(q_BTNH, *rope_BTH), rotate(k_BTKH, *rope_BTH), v_BTKH
+    q_BTNH = rotate(q_BTNH, *rope_BTH)
+    if growth_BT is not None:
+      q_BTNH = q_BTNH * growth_BT[:, :, None, None].astype(q_BTNH.dtype)
+    return q_BTNH, rotate(k_BTKH, *rope_BTH), v_BTKH
 
   def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     o_BTNH = attention.attend(
       q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=self.cfg.query_scale, softcap=self.cfg.attn_softcap
     )
     o_BTNH = checkpoint_name(o_BTNH, "attn_out")
-    return jnp.einsum("BTNH,NHD->BTD", o_BTNH, _use(self.o_NHD, o_BTNH.dtype))
+    out_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, _use(self.o_NHD, o_BTNH.dtype))
+    if self.cfg.out_bias:
+      out_BTD = out_BTD + _use(self.o_bias_D, o_BTNH.dtype)[None, None]
+    return out_BTD
 
 
 class Mlp(nnx.Module):
@@ -82,18 +91,27 @@ class Mlp(nnx.Module):
 
   def __init__(self, cfg: DecoderConfig):
     D, F = cfg.d_model, cfg.d_ff
-    self.activation = cfg.activation
+    self.activation, self.bias = cfg.activation, cfg.mlp_bias
+    if cfg.mlp_bias:
+      self.gate_bias_F = param((F,), ("mlp",), std=0.0)
+      self.up_bias_F = param((F,), ("mlp",), std=0.0)
+      self.down_bias_D = param((D,), ("embed",), std=0.0)
     self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.up_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.down_FD = param((F, D), ("mlp", "embed"), std=(F * 2 * cfg.num_layers) ** -0.5)
 
   def __call__(self, x_BTD):
     gate_BTF = matmul(x_BTD, _use(self.gate_DF, x_BTD.dtype))
+    up_BTF = matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
+    if self.bias:
+      gate_BTF = gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None]
+      up_BTF = up_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None]
     silu = self.activation == "silu"
     act_BTF = jax.nn.silu(gate_BTF) if silu else jax.nn.gelu(gate_BTF, approximate=True)
-    h_BTF = act_BTF * matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
+    h_BTF = act_BTF * up_BTF
     h_BTF = mesh.constrain(h_BTF, "batch", "length", "mlp")
-    return matmul(h_BTF, _use(self.down_FD, x_BTD.dtype))
+    out_BTD = matmul(h_BTF, _use(self.down_FD, x_BTD.dtype))
+    return out_BTD + _use(self.down_bias_D, x_BTD.dtype)[None, None] if self.bias else out_BTD
 
 
 class Block(nnx.Module):
@@ -109,12 +127,15 @@ class Block(nnx.Module):
       self.post_attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
       self.post_mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
 
-  def add_attention(self, x_BTD, o_BTD):
-    return x_BTD + (self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
+  def read(self, x_BTD):
+    """What attention reads."""
+    return self.attn_norm(x_BTD)
 
-  def add_mlp(self, x_BTD):
-    h_BTD = self.mlp(self.mlp_norm(x_BTD))
-    return x_BTD + (self.post_mlp_norm(h_BTD) if self.post_norms else h_BTD)
+  def add(self, x_BTD, h_BTD, o_BTD):
+    """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
+    x_BTD = x_BTD + (self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
+    m_BTD = self.mlp(self.mlp_norm(x_BTD))
+    return x_BTD + (self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
 
 
 class Decoder(nnx.Module):
@@ -137,39 +158,6 @@ class Embedding(nnx.Module):
 class Head(nnx.Module):
   def __init__(self, V: int, D: int):
     self.kernel_DV = param((D, V), ("embed", "vocab"), std=D**-0.5)
-
-
-def rope_frequencies(cfg: DecoderConfig, local: bool) -> jax.Array:
-  """Angular frequencies [H/2] of global layers, or of those with a window (`local`).
-
-  RoPE: Su et al. 2021, eq. 15. `llama3`: frequencies whose wavelength exceeds the original context are
-  divided by the factor, with a linear ramp in between (Llama 3.1 release). `linear`: all are divided.
-  """
-  theta = cfg.rope_local_theta if local and cfg.rope_local_theta else cfg.rope_theta
-  freq = 1.0 / theta ** (jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
-  scaling = {} if local and cfg.rope_local_theta else dict(cfg.rope_scaling or ())
-  kind = scaling.get("rope_type", "default")
-  if kind == "linear":
-    return freq / scaling["factor"]
-  if kind == "llama3":
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * freq / (2 * jnp.pi)
-    smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - smooth) * freq / scaling["factor"] + smooth * freq
-  return freq
-
-
-def rope_angles(freq, positions_BT) -> tuple[jax.Array, jax.Array]:
-  """(cos, sin), each [B, T, H/2], float32: bfloat16 angles are wrong beyond position 256."""
-  angle = positions_BT[..., None].astype(jnp.float32) * freq[None, None]
-  return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BTNH, cos, sin):
-  """Rotate pairs (i, i + H/2), the layout of the Hugging Face checkpoints."""
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  cos, sin = cos[:, :, None], sin[:, :, None]
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
 def matmul(x, w, **kwargs) -> jax.Array:

@@ -78,7 +78,7 @@ def config(**changes):
   return DecoderConfig(**(sizes | changes))
 
 
-ALL = dict(tied=False, qk_norm=True, attn_bias=True)
+ALL = dict(tied=False, qk_norm=True, attn_bias=True, out_bias=True, mlp_bias=True)
 
 
 def test_every_row_is_used_and_every_name_is_one_tensor():

@@ -1,7 +1,6 @@
 """Our decoder and that of transformers are one function, before tuning and after an export."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,10 @@ pytest.importorskip("transformers")
 
 import torch
 
-import mlit_jax
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import from_hf
-from mlit_jax.weights import load, save, source, table
+from mlit_jax.weights import load, save, source
 from tests import families
 
 # Beyond the windows (3 and 4) and beyond the 16 positions of the scaled RoPEs.
@@ -41,15 +39,6 @@ def read(folder):
   s = source.read_source(folder)
   cfg = from_hf(s.config)
   return s, cfg, load.load_params(folder, cfg)
-
-
-@pytest.mark.parametrize("variant", families.VARIANTS)
-def test_logits_are_those_of_transformers(tmp_path, variant):
-  model = families.make_model(tmp_path, variant)
-  _, cfg, params = read(tmp_path)
-  assert cfg.tied == families.VARIANTS[variant]["tie_word_embeddings"]
-  assert cfg.vocab_size > 261  # the tokenizer's: the rest is padding, and is kept
-  assert_same_logits(our_logits(params, cfg, TOKENS_BT), families.hf_logits(model, TOKENS_BT))
 
 
 # config.json as the hub has it (written by transformers 4), where RoPE stands under other keys.
@@ -104,10 +93,10 @@ def test_configs_as_published_are_read_alike(tmp_path, variant):
 @pytest.mark.parametrize(
   "variant, changes",
   [
-    ("llama", {"attention_bias": True}),
-    ("llama", {"mlp_bias": True}),
     ("llama", {"hidden_act": "gelu"}),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}),
+    ("llama", {"partial_rotary_factor": 0.5}),
+    ("llama_yarn", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mystery": 1}}),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
     ("gemma3_text", {"attn_logit_softcapping": 2.0}),
     ("gemma3_text", {"use_bidirectional_attention": True}),
@@ -130,11 +119,6 @@ def test_what_we_would_compute_otherwise_is_refused(tmp_path, variant, changes):
   assert str(tmp_path / "config.json") in str(e.value)
 
 
-def bytes_of(folder):
-  paths = (p for p in pathlib.Path(folder).rglob("*") if p.is_file())
-  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shard_size", ["1GB", "40KB"])
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "gemma3_text"])
@@ -143,18 +127,7 @@ def test_export_of_import_is_the_source_byte_for_byte(tmp_path, variant, dtype, 
   s, cfg, params = read(tmp_path / "in")
   assert (len(s.layout.headers) > 1) == (shard_size == "40KB")
   save.save_folder(params, cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes, layout=s.layout)
-  assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "in")
-
-
-def tuned(params, seed=1):
-  """Every parameter moved, each by its own noise."""
-  rng = np.random.default_rng(seed)
-  return table.unflatten(
-    {
-      name: a + 0.05 * np.asarray(a).std() * rng.standard_normal(a.shape, np.float32)
-      for name, a in table.flatten(params).items()
-    }
-  )
+  assert families.bytes_of(tmp_path / "out") == families.bytes_of(tmp_path / "in")
 
 
 def greedy(params, cfg, prompt, steps):
@@ -176,7 +149,7 @@ def test_transformers_computes_what_the_tuned_model_does(tmp_path, variant, dtyp
 
   families.make_model(tmp_path / "in", variant)
   s, cfg, params = read(tmp_path / "in")
-  params = tuned(params)
+  params = families.tuned(params)
   dtypes = s.dtypes
   if dtype == "bfloat16":
     # Rounded beforehand, so that what remains to compare is the export.
@@ -200,33 +173,3 @@ def test_transformers_computes_what_the_tuned_model_does(tmp_path, variant, dtyp
   assert len(set(continuation)) > 2
   auto = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
   assert auto.dtype == getattr(torch, dtype)
-
-
-def rows_in_twelve_languages(tokenizer, length=96):
-  """tokens_BT: the beginning of a bundled conversation in each language, as the chat template has it."""
-  folder = pathlib.Path(mlit_jax.__file__).parent / "assets" / "instructions12" / "eval"
-  rows = []
-  for path in sorted(folder.glob("*.jsonl")):
-    row = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-    turns = [{"role": "user", "content": row["prompt"]}]
-    turns.append({"role": "assistant", "content": row["completion"]})
-    ids = tokenizer.apply_chat_template(turns, return_dict=False)
-    assert len(ids) >= length, path
-    rows.append(ids[:length])
-  assert len(rows) == 12
-  return np.array(rows, np.int32)
-
-
-@pytest.mark.parametrize("variant", families.VARIANTS)
-def test_tuned_logits_agree_in_every_language(tmp_path, variant):
-  import transformers
-
-  families.make_model(tmp_path / "in", variant)
-  s, cfg, params = read(tmp_path / "in")
-  params = tuned(params)
-  out = save.save_folder(params, cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes)
-  tokens_BT = rows_in_twelve_languages(transformers.AutoTokenizer.from_pretrained(out))
-  theirs_BTV = families.hf_logits(families.load_model(out), tokens_BT)
-  ours_BTV = our_logits(params, cfg, tokens_BT)
-  for ours_TV, theirs_TV in zip(ours_BTV, theirs_BTV, strict=True):  # no language hides in a mean
-    assert_same_logits(ours_TV[None], theirs_TV[None])
