@@ -303,6 +303,42 @@ VARIANTS |= {
     tie_word_embeddings=False,
   ),
 }
+VARIANTS |= {
+  "granite": dict(  # 3.1 of 2B: tied, all four multipliers
+    model_type="granite",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 5_000_000.0},
+    rms_norm_eps=1e-5,
+    embedding_multiplier=1.5,
+    attention_multiplier=0.25,
+    residual_multiplier=1.3,
+    logits_scaling=0.4,
+    tie_word_embeddings=True,
+  ),
+  "granite_biases": dict(
+    model_type="granite",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-6,
+    embedding_multiplier=1.5,
+    attention_multiplier=0.5,
+    residual_multiplier=0.9,
+    logits_scaling=0.7,
+    attention_bias=True,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+  "granite_plain": dict(  # every multiplier as the family's default has it
+    model_type="granite",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
+}
 VARIANTS["gemma3_text_patterned"] = VARIANTS["gemma3_text"] | dict(
   num_key_value_heads=4,
   num_hidden_layers=4,

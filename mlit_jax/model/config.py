@@ -26,6 +26,8 @@ class DecoderConfig:
   qk_norm: bool = False
   activation: str = "silu"  # or gelu_tanh
   embed_scale: float = 1.0
+  residual_scale: float = 1.0  # of what attention and MLP add
+  logit_scale: float = 1.0
   tied: bool = True
   query_scale: float | None = None  # None: head_dim ** -0.5
   rope_theta: float = 10_000.0
