@@ -138,7 +138,19 @@ def _granite(c: dict) -> dict:
   )
 
 
+def _gemma2(c: dict) -> dict:
+  return (
+    _gemma({"final_logit_softcapping": 30.0} | c)
+    | _rope(c, ("default", "linear"))
+    | {
+      "windows": _windows({"sliding_window": 4096} | c, _every(c, 2)),
+      "attn_softcap": c.get("attn_logit_softcapping", 50.0),
+    }
+  )
+
+
 FAMILIES = {
+  "gemma2": _gemma2,
   "granite": _granite,
   "smollm3": _smollm3,
   "ministral3": _ministral3,
