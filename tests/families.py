@@ -303,6 +303,85 @@ VARIANTS |= {
     tie_word_embeddings=False,
   ),
 }
+VARIANTS |= {
+  "granite": dict(  # 3.1 of 2B: tied, all four multipliers
+    model_type="granite",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 5_000_000.0},
+    rms_norm_eps=1e-5,
+    embedding_multiplier=1.5,
+    attention_multiplier=0.25,
+    residual_multiplier=1.3,
+    logits_scaling=0.4,
+    tie_word_embeddings=True,
+  ),
+  "granite_biases": dict(
+    model_type="granite",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-6,
+    embedding_multiplier=1.5,
+    attention_multiplier=0.5,
+    residual_multiplier=0.9,
+    logits_scaling=0.7,
+    attention_bias=True,
+    mlp_bias=True,
+    tie_word_embeddings=False,
+  ),
+  "granite_plain": dict(  # every multiplier as the family's default has it
+    model_type="granite",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  ),
+}
+VARIANTS |= {
+  "gemma2": dict(  # 2B: both caps, every second layer with a window
+    model_type="gemma2",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    num_hidden_layers=4,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-6,
+    sliding_window=4,
+    query_pre_attn_scalar=24,
+    attn_logit_softcapping=3.0,
+    final_logit_softcapping=4.0,
+    tie_word_embeddings=True,
+  ),
+  "gemma2_listed": dict(
+    model_type="gemma2",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=12,
+    layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+    rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    rms_norm_eps=1e-6,
+    sliding_window=5,
+    query_pre_attn_scalar=8,
+    attn_logit_softcapping=2.0,
+    final_logit_softcapping=None,
+    tie_word_embeddings=False,
+  ),
+  "gemma2_uncapped": dict(
+    model_type="gemma2",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=8,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    rms_norm_eps=1e-5,
+    sliding_window=3,
+    query_pre_attn_scalar=8,
+    attn_logit_softcapping=None,
+    final_logit_softcapping=3.0,
+    tie_word_embeddings=True,
+  ),
+}
 VARIANTS["gemma3_text_patterned"] = VARIANTS["gemma3_text"] | dict(
   num_key_value_heads=4,
   num_hidden_layers=4,
@@ -346,7 +425,11 @@ def random_model(variant: str, *, seed=0, **changes):
     for name, p in model.named_parameters():
       # Every norm scale differs, and queries and keys are large enough for sharp attention.
       p.normal_(0.0, 0.3 if p.ndim == 1 else 1.5 * p.shape[-1] ** -0.5, generator=generator)
-      if p.ndim == 1 and name.endswith("norm.weight") and config.model_type != "gemma3_text":
+      if (
+        p.ndim == 1
+        and name.endswith("norm.weight")
+        and config.model_type not in ("gemma2", "gemma3_text")
+      ):
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
         # Small against what the layers add, else a tied model only repeats its last token.

@@ -26,6 +26,8 @@ class DecoderConfig:
   qk_norm: bool = False
   activation: str = "silu"  # or gelu_tanh
   embed_scale: float = 1.0
+  residual_scale: float = 1.0  # of what attention and MLP add
+  logit_scale: float = 1.0
   tied: bool = True
   query_scale: float | None = None  # None: head_dim ** -0.5
   rope_theta: float = 10_000.0
@@ -47,7 +49,7 @@ class DecoderConfig:
       object.__setattr__(self, "windows", (GLOBAL,) * self.num_layers)
     if self.query_scale is None:
       object.__setattr__(self, "query_scale", self.head_dim**-0.5)
-    if not self.position_free:
+    if not any(self.position_free):  # also when num_layers was changed
       object.__setattr__(self, "position_free", (False,) * self.num_layers)
     if len(self.position_free) != self.num_layers:
       raise UserError(f"{len(self.position_free)} position_free for {self.num_layers} layers")

@@ -123,7 +123,35 @@ def _smollm3(c: dict) -> dict:
   )
 
 
+def _granite(c: dict) -> dict:
+  _require(c, hidden_act=("silu",))
+  return (
+    _sizes(c)
+    | _rope(c, ("default", "linear", "llama3", "yarn"))
+    | _biases(c)
+    | {
+      "embed_scale": float(c.get("embedding_multiplier", 1.0)),
+      "query_scale": float(c.get("attention_multiplier", 1.0)),
+      "residual_scale": float(c.get("residual_multiplier", 1.0)),
+      "logit_scale": 1.0 / c.get("logits_scaling", 1.0),
+    }
+  )
+
+
+def _gemma2(c: dict) -> dict:
+  return (
+    _gemma({"final_logit_softcapping": 30.0} | c)
+    | _rope(c, ("default", "linear"))
+    | {
+      "windows": _windows({"sliding_window": 4096} | c, _every(c, 2)),
+      "attn_softcap": c.get("attn_logit_softcapping", 50.0),
+    }
+  )
+
+
 FAMILIES = {
+  "gemma2": _gemma2,
+  "granite": _granite,
   "smollm3": _smollm3,
   "ministral3": _ministral3,
   "mistral": _mistral,

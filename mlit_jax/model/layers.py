@@ -122,7 +122,7 @@ class Block(nnx.Module):
     self.attn = Attention(cfg)
     self.mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
     self.mlp = Mlp(cfg)
-    self.post_norms = cfg.post_norms
+    self.post_norms, self.residual_scale = cfg.post_norms, cfg.residual_scale
     if cfg.post_norms:
       self.post_attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
       self.post_mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
@@ -133,9 +133,15 @@ class Block(nnx.Module):
 
   def add(self, x_BTD, h_BTD, o_BTD):
     """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
-    x_BTD = x_BTD + (self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
+    x_BTD = x_BTD + self._scaled(self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
     m_BTD = self.mlp(self.mlp_norm(x_BTD))
-    return x_BTD + (self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
+    return x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
+
+  def _scaled(self, o_BTD):
+    """In float32: bfloat16 would make Granite's 0.22 a 0.2197."""
+    if self.residual_scale == 1.0:
+      return o_BTD
+    return (o_BTD.astype(jnp.float32) * self.residual_scale).astype(o_BTD.dtype)
 
 
 class Decoder(nnx.Module):
