@@ -164,13 +164,9 @@ def unembed(params, cfg: DecoderConfig, x_BTD) -> jax.Array:
     logits_BTV = layers.matmul(x_BTD, table_VD.T, preferred_element_type=jnp.float32)
   else:
     kernel_DV = mesh.gather(params["head"]["kernel_DV"].astype(x_BTD.dtype), ("embed", "vocab"))
-<<<<<<< HEAD
     logits_BTV = layers.matmul(x_BTD, kernel_DV, preferred_element_type=jnp.float32)
-=======
-    logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
   if cfg.logit_scale != 1.0:
     logits_BTV = logits_BTV * cfg.logit_scale
->>>>>>> families
   if cfg.final_softcap is not None:
     logits_BTV = cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap)
   return mesh.constrain(logits_BTV, "batch", "length", "vocab")
