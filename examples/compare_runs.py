@@ -7,7 +7,9 @@ import argparse
 from pathlib import Path
 
 from mlit_jax import runtime
-from mlit_jax.training import charts, report
+from mlit_jax.metrics import MEAN, WORST
+from mlit_jax.training import charts
+from mlit_jax.training.run_files import read_run
 
 
 def main():
@@ -34,13 +36,13 @@ def main():
 
 def last_figures(root: Path) -> dict:
   """{language: {metric: figure}} of the run's first set at its last evaluation."""
-  run = report.read_run(root)
+  run = read_run(root)
   name = run.sets[0]
   return run.figures[run.first_and_last(name)[1]][name]
 
 
 def ordered(figures: dict) -> list[str]:
-  return [*sorted(lang for lang in figures if lang not in ("mean", "worst")), "mean"]
+  return [*sorted(lang for lang in figures if lang not in (MEAN, WORST)), MEAN]
 
 
 def row(lang: str, old: dict, new: dict) -> charts.Row:
@@ -50,8 +52,8 @@ def row(lang: str, old: dict, new: dict) -> charts.Row:
     values=f"{old['value']:.0%} → {new['value']:.0%}",
     old=old,
     new=new,
-    strong=lang == "mean",
-    rule_above=lang == "mean",
+    strong=lang == MEAN,
+    rule_above=lang == MEAN,
   )
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from mlit_jax import mesh as meshes
-from mlit_jax.config import nested
+from mlit_jax.config import flatten, nested
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
-from mlit_jax.metrics import LOWER_IS_BETTER
+from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 
@@ -59,12 +59,11 @@ def check_config(c) -> None:
     ) from e
   if not c.workdir:
     raise UserError("workdir is empty; give --workdir DIR")
+  values = flatten(c)
   for key, (least, below) in RANGES.items():
-    *groups, name = key.split(".")
-    value = (c[groups[0]] if groups else c)[name]
-    if not least <= value < below:
+    if not least <= values[key] < below:
       raise UserError(
-        f"{key} is {value}; it must be at least {least}"
+        f"{key} is {values[key]}; it must be at least {least}"
         + (f" and below {below}" if below < ANY else "")
       )
   if not 0 < c.eval.top_p <= 1:
@@ -85,9 +84,8 @@ def check_config(c) -> None:
     ("data.groups", ("together", "independent")),
     ("data.bad_rows", ("error", "drop")),
   ):
-    group, name = key.split(".")
-    if c[group][name] not in allowed:
-      raise UserError(f"{key} is {c[group][name]!r}; it must be one of {', '.join(allowed)}")
+    if values[key] not in allowed:
+      raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
   for name in c.eval.sets:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
       raise UserError(
@@ -137,7 +135,7 @@ def check_best(metric: str, sets: list[EvalSet]) -> None:
   known = [
     f"{s.name}/{lang}/{name}"
     for s in sets
-    for lang in (*s.encoded.languages, summary.MEAN, summary.WORST)
+    for lang in (*s.encoded.languages, MEAN, WORST)
     for name in summary.METRICS
     if s.questions or name in LOWER_IS_BETTER
   ]

@@ -19,7 +19,7 @@ from mlit_jax.evals.statistics import (
   proportion_figure,
   ratio_figure,
 )
-from mlit_jax.metrics import LOWER_IS_BETTER
+from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.runtime import write_atomic
 
 # Metric -> (numerator, denominator, scale): fields of Record, or None for 1 per example.
@@ -32,7 +32,6 @@ METRICS = {
   "exact": ("exact", None, 1.0),
 }
 SHARES = ("fidelity", "stopped", "exact")
-MEAN, WORST = "mean", "worst"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mlit_jax import runtime
+from mlit_jax.metrics import MEAN, WORST
 
 METRIC_FORMAT = {
   "loss": ".3f",
@@ -77,7 +78,7 @@ def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
   """One line per evaluation: the mean and the worst language of each metric."""
   parts = [f"eval {step:>{len(str(total))}}/{total}  {name}"]
   for metric, form in METRIC_FORMAT.items():
-    mean, worst = by_lang["mean"].get(metric), by_lang["worst"].get(metric)
+    mean, worst = by_lang[MEAN].get(metric), by_lang[WORST].get(metric)
     if mean and mean["value"] is not None and metric != "exact":
       parts.append(
         f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})"
@@ -136,7 +137,7 @@ def _base_name(path: str) -> str:
 
 
 def _set_rows(before: dict, after: dict) -> list[str]:
-  metrics = [m for m in METRIC_FORMAT if m in after["mean"]]
+  metrics = [m for m in METRIC_FORMAT if m in after[MEAN]]
   rows = [f"| language | {' | '.join(metrics)} |", f"|---|{'--:|' * len(metrics)}"]
   for lang, figures in after.items():
     cells = []

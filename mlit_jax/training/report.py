@@ -8,7 +8,6 @@ Whatever is missing (a killed run, no evaluation, no answers) is left out and sa
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import time
@@ -19,13 +18,13 @@ from pathlib import Path
 import langcodes
 
 from mlit_jax import runtime
-from mlit_jax.metrics import LOWER_IS_BETTER
+from mlit_jax.metrics import LOWER_IS_BETTER, MEAN
 from mlit_jax.training import charts
 from mlit_jax.training.card import METRIC_FORMAT
 from mlit_jax.training.charts import escape
+from mlit_jax.training.run_files import SUMMARY_ROWS, Run, read_run
 
 NAMES = {"fidelity": "language fidelity", "bits_per_byte": "bits per byte", "chrf": "chrF"}
-SUMMARY_ROWS = ("mean", "worst")
 SAMPLES = 2  # answers shown per language
 MAX_CHARACTERS = 700  # of a shown prompt or answer
 MAX_LINES = 24  # languages in one chart of curves; more cannot be told apart
@@ -64,39 +63,6 @@ dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 14px; font-s
 {charts.COLOURS}"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What lies in a workdir. Empty containers stand for missing or unreadable files."""
-
-  name: str
-  config: dict
-  versions: dict
-  ledger: dict
-  events: list[dict]
-  figures: dict[int, dict]  # step -> set -> language -> metric -> {"value", "n", "low", "high"}
-  answers: dict[int, dict]  # step -> (language, id) -> record
-
-  @property
-  def sets(self) -> list[str]:
-    return sorted({name for by_set in self.figures.values() for name in by_set})
-
-  def first_and_last(self, name: str) -> tuple[int | None, int]:
-    """The first and the last step at which a set was evaluated; no first one if they are the same."""
-    steps = [step for step, by_set in sorted(self.figures.items()) if name in by_set]
-    return (steps[0] if len(steps) > 1 else None), steps[-1]
-
-  def examples(self, lang: str) -> int:
-    return self.ledger.get("languages", {}).get(lang, {}).get("examples", 0)
-
-  def order(self, languages) -> list[str]:
-    """Languages with most examples per epoch first, so that those not trained on come last."""
-    planned = self.ledger.get("languages", {})
-    return sorted(
-      (lang for lang in languages if lang not in SUMMARY_ROWS),
-      key=lambda lang: (-planned.get(lang, {}).get("per_epoch", 0), lang),
-    )
-
-
 def write_report(root: Path) -> Path:
   """Write root/report.html."""
   root = Path(root)
@@ -133,32 +99,6 @@ def write_chart(root: Path, out: Path) -> Path:
       key = [("old", f"before (step {first})"), key[0], ("new worse", "worse than before"), key[1]]
   runtime.write_atomic(out, charts.standalone(drawn, title, key))
   return out
-
-
-def read_run(root: Path) -> Run:
-  stored = _read_json(root / "config.json")
-  folders = {int(p.name): p for p in (root / "evals").glob("*") if p.name.isdigit()}
-  figures = {
-    step: {p.stem: found for p in sorted(folder.glob("*.json")) if (found := _figures(p))}
-    for step, folder in sorted(folders.items())
-  }
-  answers = {
-    step: {
-      (r["lang"], r["id"]): r
-      for r in _read_lines(folder / "generations.jsonl")
-      if {"lang", "id", "response"} <= r.keys()
-    }
-    for step, folder in sorted(folders.items())
-  }
-  return Run(
-    name=root.resolve().name,
-    config=stored.get("config", {}),
-    versions=stored.get("versions", {}),
-    ledger=_read_json(root / "data_plan.json"),
-    events=[e for e in _read_lines(root / "metrics.jsonl") if isinstance(e.get("step"), int)],
-    figures={step: by_set for step, by_set in figures.items() if by_set},
-    answers={step: rows for step, rows in answers.items() if rows},
-  )
 
 
 def head(run: Run) -> str:
@@ -221,7 +161,7 @@ def curves(run: Run) -> str:
     for metric in ("bits_per_byte", "loss"):
       points = _series(run, f"eval/{name}/", f"/{metric}")
       if any(len(p) > 1 for p in points.values()):
-        drawn.append(_curve_chart(run, f"{name}: {_name(metric)}", points, "mean"))
+        drawn.append(_curve_chart(run, f"{name}: {_name(metric)}", points, MEAN))
         break
   points = _series(run, "train/loss/", "")
   whole = _series(run, "train/", "loss")
@@ -289,7 +229,7 @@ def metrics_table(run: Run, name: str) -> str:
   for lang in [*run.order(by_lang), *(x for x in SUMMARY_ROWS if x in by_lang)]:
     cells = "".join(f"<td>{_figure_cell(m, by_lang[lang].get(m))}</td>" for m in metrics)
     rows.append(
-      f'<tr{" class=sum" if lang == "mean" else ""}><td class="lang">{_language(lang)}</td>{cells}</tr>'
+      f'<tr{" class=sum" if lang == MEAN else ""}><td class="lang">{_language(lang)}</td>{cells}</tr>'
     )
   titles = "".join(f"<th>{escape(_name(m))}</th>" for m in metrics)
   return (
@@ -345,7 +285,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
         new=after,
         worse=_is_worse(metric, before, after),
         strong=lang in SUMMARY_ROWS or run.examples(lang) > 0,
-        rule_above=lang == "mean",
+        rule_above=lang == MEAN,
       )
     )
   better = "lower" if metric in LOWER_IS_BETTER else "higher"
@@ -478,41 +418,3 @@ def _is_worse(metric: str, before: dict | None, after: dict | None) -> bool:
 def _is_finished(run: Run) -> bool:
   languages: Sequence[dict] = list(run.ledger.get("languages", {}).values())
   return bool(languages) and all("trained" in e for e in languages)
-
-
-def _read_json(path: Path) -> dict:
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return {}
-  return found if isinstance(found, dict) else {}
-
-
-def _figures(path: Path) -> dict:
-  """The figures of a set; nothing if the file holds something else."""
-  found = _read_json(path)
-  try:
-    return (
-      found
-      if all({"value", "n"} <= f.keys() for by_metric in found.values() for f in by_metric.values())
-      else {}
-    )
-  except AttributeError:
-    return {}
-
-
-def _read_lines(path: Path) -> list[dict]:
-  """Objects of a JSON lines file; a line that a kill cut short is left out."""
-  try:
-    lines = path.read_text(encoding="utf-8").split("\n")
-  except (OSError, ValueError):
-    return []
-  out = []
-  for line in lines:
-    try:
-      found = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(found, dict):
-      out.append(found)
-  return out
