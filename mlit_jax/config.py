@@ -65,10 +65,8 @@ def _run_config_file(path: Path) -> ConfigDict:
     if not hasattr(module, "get_config"):
       raise UserError(f"--config {path}: the file has no function get_config()")
     config = module.get_config()
-  except (
-    AttributeError,
-    KeyError,
-  ) as e:  # a locked ConfigDict refuses a new key; its text names the nearest
+  except (AttributeError, KeyError) as e:
+    # A locked ConfigDict refuses a new key; its text names the nearest.
     known = _misspelt(str(e))
     raise UserError(f"--config {path}: {known}") from e
   except UserError:

@@ -95,14 +95,7 @@ def answer(model: Opened, rows: list[dict], args) -> list[dict]:
   """One generation row (INTERFACE: Generations) for each prompt row."""
   prompts = [_tokens(model, _with_system(args, row["messages"])) for row in rows]
   generator = _generator(model, max(map(len, prompts), default=1), ROWS, args)
-  completions = generator.generate(
-    model.params,
-    prompts,
-    stop_ids=model.tokenizer.stop_ids,
-    temperature=args.temperature,
-    top_p=args.top_p,
-    seed=args.seed,
-  )
+  completions = generator.generate(model.params, prompts, **_sampling(model, args))
   return [
     {
       "id": row["id"],
@@ -149,14 +142,7 @@ def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
   prompt = _tokens(model, messages)
   generator = _generator(model, len(prompt), 1, args)
   tokens, shown = [], ""
-  for token in generator.stream(
-    model.params,
-    prompt,
-    stop_ids=model.tokenizer.stop_ids,
-    temperature=args.temperature,
-    top_p=args.top_p,
-    seed=args.seed,
-  ):
+  for token in generator.stream(model.params, prompt, **_sampling(model, args)):
     tokens.append(token)
     text = model.tokenizer.decode(tokens)
     if not text.endswith("\ufffd"):
@@ -165,6 +151,16 @@ def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
   rest = model.tokenizer.decode(tokens)[len(shown) :]
   if rest:
     yield rest
+
+
+def _sampling(model: Opened, args) -> dict:
+  """How tokens are drawn, and which of them end an answer."""
+  return {
+    "stop_ids": model.tokenizer.stop_ids,
+    "temperature": args.temperature,
+    "top_p": args.top_p,
+    "seed": args.seed,
+  }
 
 
 def _generator(model: Opened, longest: int, rows: int, args) -> Generator:

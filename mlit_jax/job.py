@@ -11,7 +11,6 @@ from mlit_jax import runtime
 from mlit_jax.checks import check_best
 from mlit_jax.data import ledger as ledgers
 from mlit_jax.data.loader import load_batches
-from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.model import decoder
@@ -67,10 +66,8 @@ class Job:
       state, trained = self.restore_or_begin(base)
       first = int(state.step)
       self.log_parameters()
-      every = c.eval.every_steps
-      due = first % every == 0 if first and every else c.eval.at_start and first == 0
-      if due and not (first and runtime.main_says(workdir.was_evaluated(self.root, first))):
-        self.evaluate(first, state.params)  # the first, or the one that a signal to stop left out
+      if self.is_evaluation_due(first):
+        self.evaluate(first, state.params)
       loop = Run(
         mesh=self.mesh,
         languages=self.encoded.languages,
@@ -119,14 +116,18 @@ class Job:
       return self.begin(base), {name: {} for name in ledgers.TRAINED}
     abstract = abstract_like(jax.eval_shape(self._state, self.shapes), self.shardings)
     state, meta = self.checkpoints.restore(step, abstract)
-    if meta["plan"] != self.plan.hash:
-      raise UserError(
-        f"{self.root}: the checkpoint of step {step} was trained on plan {meta['plan']}, the data now give plan "
-        f"{self.plan.hash}. Files, tokenizer or template have changed since. Restore them, or use another --workdir."
-      )
+    workdir.check_same_plan(self.root, meta["plan"], self.plan.hash)
     workdir.forget_after(self.root, step)
     self.terminal.line(f"resumed at step {step} of {self.plan.steps}")
     return state, meta["trained"]
+
+  def is_evaluation_due(self, first: int) -> bool:
+    """Whether the step that this run (re)starts at is to be evaluated before it goes on."""
+    if first == 0:
+      return self.c.eval.at_start
+    every = self.c.eval.every_steps
+    due = every > 0 and first % every == 0  # done already, but where a signal to stop left it out
+    return due and not runtime.main_says(workdir.was_evaluated(self.root, first))
 
   def begin(self, base) -> State:
     """Parameters of the base model, or fresh ones; an optimizer that has seen nothing."""

@@ -38,7 +38,6 @@ class Opened:
   files: dict[str, bytes]
   dtypes: dict[str, str] | str  # of the tensors of the base model
   layout: hf_files.Layout | None
-  config: dict | None  # the run's config; None for a Hugging Face model
 
 
 def open_model(spec: str, mesh: Mesh) -> Opened:
@@ -51,7 +50,7 @@ def open_model(spec: str, mesh: Mesh) -> Opened:
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   params = load.load_params(found.folder, cfg, shardings)
   tokenizer = Tokenizer.load(found.folder, template_kwargs={"enable_thinking": False})
-  return Opened(spec, cfg, params, tokenizer, found.files, found.dtypes, found.layout, None)
+  return Opened(spec, cfg, params, tokenizer, found.files, found.dtypes, found.layout)
 
 
 def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
@@ -81,7 +80,7 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
       for name in ("config.json", "generation_config.json")
     }
     files, dtypes, layout = files | tokenizer.files, "float32", None
-  return Opened(f"{root}@{number}", cfg, params, tokenizer, files, dtypes, layout, config)
+  return Opened(f"{root}@{number}", cfg, params, tokenizer, files, dtypes, layout)
 
 
 def read_run_config(root: Path) -> dict:

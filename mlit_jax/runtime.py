@@ -51,15 +51,13 @@ def run_main(main: Callable[[], None], *, debug: bool = False) -> int:
     return EXIT_FAULT
 
 
-def start(*, cpu_devices: int = 0) -> None:
+def start() -> None:
   """JAX settings of every command, and jax.distributed where the environment describes a cluster.
 
   A cluster is described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by
   MLIT_DISTRIBUTED=auto under SLURM, GKE and TPU VMs, where JAX finds out by itself.
   """
   jax.config.update("jax_threefry_partitionable", True)  # same random numbers on any mesh
-  if cpu_devices:
-    jax.config.update("jax_num_cpu_devices", cpu_devices)
   cache = os.environ.get("MLIT_COMPILATION_CACHE", os.path.expanduser("~/.cache/mlit_jax/xla"))
   if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -170,13 +168,14 @@ class StopSignal:
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
-def write_atomic(path: Path, text: str) -> None:
-  """Write a file so that a reader sees the old text or the new one, never a part."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+  """Write a file so that a reader sees the old content or the new one, never a part."""
+  data = content.encode("utf-8") if isinstance(content, str) else content
   path.parent.mkdir(parents=True, exist_ok=True)
   fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
   try:
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-      file.write(text)
+    with os.fdopen(fd, "wb") as file:
+      file.write(data)
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(temporary, 0o666 & ~umask)

@@ -147,9 +147,8 @@ def _render(c: Conversation, tokenizer: Tokenizer):
 def _fingerprint(conversations, tokenizer, max_length, over_long, languages) -> str:
   digest = hashlib.blake2b(digest_size=16)
   for c in conversations:
-    digest.update(
-      json.dumps([c.example_id, c.group_id]).encode()
-    )  # no group is not the group "None"
+    # JSON, since no group is not the group "None".
+    digest.update(json.dumps([c.example_id, c.group_id]).encode())
   digest.update(
     json.dumps([VERSION, tokenizer.fingerprint, max_length, over_long, languages]).encode()
   )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 
-OPEN_BINS = (
-  64  # 99.7 % full at 2,048 with natural lengths; more would let the language balance drift
-)
+# 99.7 % full at 2,048 with natural lengths; more would let the language balance drift.
+OPEN_BINS = 64
 
 
 def pack(lengths: Sequence[int], capacity: int, open_bins: int = OPEN_BINS) -> list[list[int]]:

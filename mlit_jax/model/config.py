@@ -33,9 +33,7 @@ class DecoderConfig:
   rope_theta: float = 10_000.0
   rope_scaling: tuple | None = None  # sorted (key, value) pairs of the HF entry; global layers only
   position_free: tuple[bool, ...] = ()  # per layer, () = none
-  query_growth: tuple[float, int] | None = (
-    None  # (beta, length): Ministral 3, see rope.query_growth
-  )
+  query_growth: tuple[float, int] | None = None  # (beta, length), see rope.query_growth
   rope_local_theta: float | None = None  # of layers with a window; None: as the global ones
   windows: tuple[int, ...] = ()  # per layer, 0 = global; () = all global
   attn_bias: bool = False  # on q, k, v

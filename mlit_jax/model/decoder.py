@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def init_params(cfg: DecoderConfig, key: jax.Array) -> dict:
 @functools.lru_cache
 def count_params(cfg: DecoderConfig) -> int:
   """Number of parameters."""
-  sizes = jax.tree.map(lambda s: _prod(s.shape), param_specs(cfg), is_leaf=is_spec)
+  sizes = jax.tree.map(lambda s: math.prod(s.shape), param_specs(cfg), is_leaf=is_spec)
   return sum(jax.tree.leaves(sizes))
 
 
@@ -205,10 +206,3 @@ def _norm_graph(cfg):
 def _bind(graph, structure, weights: dict):
   """The module with these weights in it. Both trees sort their keys, so leaves come in one order."""
   return nnx.merge(graph, jax.tree.unflatten(structure, jax.tree.leaves(weights)))
-
-
-def _prod(shape) -> int:
-  out = 1
-  for size in shape:
-    out *= size
-  return out

@@ -36,8 +36,7 @@ class Checkpoints:
     read_only: bool = False,
   ):
     self.folder = folder = Path(folder).resolve()
-    found = {int(p.name): _metric(p) for p in folder.glob("*") if p.name.isdigit()}
-    self.metrics = {step: metric for step, metric in found.items() if metric is not None}
+    self.metrics = _read_metrics(folder)
     best = _Best(self.metrics, keep_best, lower_is_better)
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), best]),
@@ -127,12 +126,12 @@ class _Best:
   """
 
   def __init__(self, metrics: dict[int, float], n: int, lower_is_better: bool):
-    self.metrics, self.n, self.sign = metrics, n, -1 if lower_is_better else 1
+    self.metrics, self.n, self.lower_is_better = metrics, n, lower_is_better
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    known = [c.step for c in checkpoints if c.step in self.metrics]
-    ranked = sorted(known, key=lambda step: (-self.sign * self.metrics[step], step))
-    return [c.step in ranked[: self.n] for c in checkpoints]
+    known = {c.step: self.metrics[c.step] for c in checkpoints if c.step in self.metrics}
+    best = _ranked(known, self.lower_is_better)[: self.n]
+    return [c.step in best for c in checkpoints]
 
 
 def resolve_step(folder: Path, name: str, *, lower_is_better: bool = True) -> int:
@@ -146,14 +145,12 @@ def resolve_step(folder: Path, name: str, *, lower_is_better: bool = True) -> in
   if name == "latest":
     return steps[-1]
   if name == "best":
-    metrics = {step: _metric(folder / str(step)) for step in steps}
-    known = {step: m for step, m in metrics.items() if m is not None}
+    known = _read_metrics(folder)
     if not known:
       raise UserError(
         f"{folder}: no checkpoint was saved with an evaluation; use latest or one of {steps}"
       )
-    sign = 1 if lower_is_better else -1
-    return min(known, key=lambda step: (sign * known[step], step))  # of equals the first, as _Best
+    return _ranked(known, lower_is_better)[0]
   if name.isdigit() and int(name) in steps:
     return int(name)
   raise UserError(
@@ -173,9 +170,21 @@ def prefers_lower(metric: str) -> bool:
   return metric.split("/")[-1] in LOWER_IS_BETTER
 
 
-def _metric(step_folder: Path) -> float | None:
-  file = _meta_file(step_folder)
-  return json.loads(file.read_text()).get("metric") if file.exists() else None
+def _ranked(metrics: dict[int, float], lower_is_better: bool) -> list[int]:
+  """Steps, the best first; of equals the earlier one."""
+  sign = 1 if lower_is_better else -1
+  return sorted(metrics, key=lambda step: (sign * metrics[step], step))
+
+
+def _read_metrics(folder: Path) -> dict[int, float]:
+  """The metric of each step that was saved with one."""
+  files = {int(p.name): _meta_file(p) for p in folder.glob("*") if p.name.isdigit()}
+  found = {
+    step: json.loads(file.read_text()).get("metric")
+    for step, file in files.items()
+    if file.exists()
+  }
+  return {step: metric for step, metric in found.items() if metric is not None}
 
 
 def _meta_file(step_folder: Path) -> Path:

@@ -24,7 +24,6 @@ class Terminal:
     self.console = Console(
       quiet=not shown, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
     )
-    self.progress = None
 
   def line(self, text: str) -> None:
     self.console.print(text, markup=False)
@@ -33,7 +32,7 @@ class Terminal:
     self.console.print(table)
 
   def bar(self, total: int, done: int = 0, what: str = "steps"):
-    """A context that shows a bar; call the result with the number done."""
+    """A context that shows a bar; `update` it with the number done."""
     return _Bar(self.console, total, done, what)
 
 
@@ -47,7 +46,6 @@ class _Bar:
       TimeElapsedColumn(),
       TextColumn("left"),
       TimeRemainingColumn(),
-      TextColumn("{task.fields[note]}"),
       console=console,
       transient=True,
       disable=not console.is_terminal,  # plain lines need no bar
@@ -56,14 +54,14 @@ class _Bar:
 
   def __enter__(self):
     self.progress.start()
-    self.task = self.progress.add_task(self.what, total=self.total, completed=self.done, note="")
+    self.task = self.progress.add_task(self.what, total=self.total, completed=self.done)
     return self
 
   def __exit__(self, *_):
     self.progress.stop()
 
-  def update(self, done: int, note: str = "") -> None:
-    self.progress.update(self.task, completed=done, note=note)
+  def update(self, done: int) -> None:
+    self.progress.update(self.task, completed=done)
 
 
 class Meter:

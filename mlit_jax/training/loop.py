@@ -31,9 +31,7 @@ class Run:
   learning_rate: Callable  # step -> float
   step_flops: Callable  # step -> float
   peak_flops: float | None
-  evaluate: (
-    Callable  # (step, params) -> the metric that "best" goes by: then the step is saved; or None
-  )
+  evaluate: Callable  # (step, params) -> what "best" goes by: then the step is saved; or None
   save: Callable  # (state, trained, metric) -> None
   log: Callable  # (step, {name: value}) -> None
   terminal: Terminal

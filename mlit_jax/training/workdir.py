@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -74,7 +73,11 @@ def check_plan(root: Path, plan: str) -> None:
   path = root / "data_plan.json"
   if not path.exists() or not _has_begun(root):
     return
-  then = json.loads(path.read_text(encoding="utf-8"))["hash"]
+  check_same_plan(root, json.loads(path.read_text(encoding="utf-8"))["hash"], plan)
+
+
+def check_same_plan(root: Path, then: str, plan: str) -> None:
+  """Refuse data that give another plan than the one that the run was on."""
   if then != plan:
     raise UserError(
       f"workdir {root} belongs to a run on plan {then}, the data now give plan {plan}. Files, tokenizer or "
@@ -173,10 +176,7 @@ def _has_begun(root: Path) -> bool:
 
 def _keep(path: Path, content: bytes) -> None:
   if runtime.is_main():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    runtime.write_atomic(path, content)
 
 
 def read_evaluation(root: Path, step: int) -> dict:
