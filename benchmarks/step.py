@@ -86,29 +86,22 @@ def quickstart_parts() -> Parts:
 
   from mlit_jax import mesh as meshes
   from mlit_jax.config import load_config
-  from mlit_jax.data.encode import encode_conversations
   from mlit_jax.data.loader import gather_rows
-  from mlit_jax.data.plan import make_plan
-  from mlit_jax.data.rows import read_sources
-  from mlit_jax.data.tokenizer import Tokenizer
   from mlit_jax.model import decoder
   from mlit_jax.model.config import from_hf
+  from mlit_jax.opening import open_data, open_tokenizer
+  from mlit_jax.training.console import Terminal
   from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer
   from mlit_jax.training.step import State, make_train_step, state_shardings
+  from mlit_jax.weights.source import read_source
 
   c = load_config(str(ROOT / "configs" / "quickstart.py"))
-  tokenizer = Tokenizer.load(c.tokenizer.path or c.model.path)
-  rows = read_sources(c.data.train).conversations
-  encoded = encode_conversations(rows, tokenizer, max_length=c.batch.max_length)
-  plan = make_plan(
-    encoded,
-    c.data.mixture,
-    seed=0,
-    rows_per_step=c.batch.rows,
-    max_length=c.batch.max_length,
-    epochs=1,
-  )
-  cfg = from_hf(json.loads((Path(c.model.path) / "config.json").read_text()))
+  c.epochs = 1
+  base = read_source(c.model.path)
+  with tempfile.TemporaryDirectory() as folder:
+    tokenizer = open_tokenizer(c, base)
+    _, encoded, plan = open_data(c, tokenizer, Path(folder), Terminal(shown=False))
+  cfg = from_hf(base.config)
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   optimizer = make_optimizer(
     OptimizerConfig(

@@ -57,7 +57,7 @@ def rows_file(tmp_path):
   return rows_file
 
 
-def has(message, *parts):
+def assert_has(message, *parts):
   for part in parts:
     assert part in message, (part, message)
 
@@ -66,13 +66,13 @@ def has(message, *parts):
 
 
 def test_an_unknown_key(attempt, tmp_path):
-  has(attempt("c.optimizer.lerning_rate = 1e-3"), "tiny.py", "lerning_rate", "learning_rate")
-  has(attempt("--config.batch.row=8"), "batch.row", "did you mean 'batch.rows'")
+  assert_has(attempt("c.optimizer.lerning_rate = 1e-3"), "tiny.py", "lerning_rate", "learning_rate")
+  assert_has(attempt("--config.batch.row=8"), "batch.row", "did you mean 'batch.rows'")
 
 
 def test_steps_and_epochs(attempt):
-  has(attempt("c.steps = 3"), "steps = 3", "epochs = 1", "exactly one")
-  has(attempt("c.epochs = 0"), "steps = 0", "epochs = 0", "exactly one")
+  assert_has(attempt("c.steps = 3"), "steps = 3", "epochs = 1", "exactly one")
+  assert_has(attempt("c.epochs = 0"), "steps = 0", "epochs = 0", "exactly one")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_steps_and_epochs(attempt):
   ],
 )  # fmt: skip
 def test_values_that_cannot_be(attempt, line, parts):
-  has(attempt("c.batch.rows = 8", line), *parts)
+  assert_has(attempt("c.batch.rows = 8", line), *parts)
 
 
 @pytest.mark.parametrize(
@@ -101,25 +101,25 @@ def test_values_that_cannot_be(attempt, line, parts):
 def test_a_mesh_that_does_not_fit(attempt, sizes):
   data, fsdp, tensor = sizes
   message = attempt(f"c.mesh.data, c.mesh.fsdp, c.mesh.tensor = {data}, {fsdp}, {tensor}")
-  has(message, str(data), str(fsdp), "8 devices", "mesh.data")
+  assert_has(message, str(data), str(fsdp), "8 devices", "mesh.data")
 
 
 def test_rows_that_the_mesh_does_not_divide(attempt):
-  has(attempt("c.batch.rows = 12"), "batch.rows 12", "8 shards", "mesh.fsdp")
+  assert_has(attempt("c.batch.rows = 12"), "batch.rows 12", "8 shards", "mesh.fsdp")
 
 
 # ------------------------------------------------------------------------------------ rows
 
 
 def test_a_missing_file(attempt):
-  has(
+  assert_has(
     attempt("c.data.train = {'sw': ['nowhere/sw.jsonl']}"),
     "data.train['sw']",
     "nowhere/sw.jsonl",
     "does not exist",
   )
-  has(attempt("c.data.train = ['nowhere/*.jsonl']"), "nowhere/*.jsonl", "matches no file")
-  has(
+  assert_has(attempt("c.data.train = ['nowhere/*.jsonl']"), "nowhere/*.jsonl", "matches no file")
+  assert_has(
     attempt("c.eval.sets = {'mine': ['nowhere/sw.jsonl']}"), "eval.sets['mine']", "nowhere/sw.jsonl"
   )
 
@@ -142,16 +142,16 @@ def test_a_missing_file(attempt):
 )
 def test_a_row_that_cannot_be_used(attempt, rows_file, bad, parts):
   path, line = rows_file(row(), bad, row(prompt="Jambo?"))
-  has(attempt(line), f"{path}:2", *parts)
+  assert_has(attempt(line), f"{path}:2", *parts)
 
 
 def test_languages_without_rows_and_more_examples_than_there_are(attempt, rows_file):
   _, line = rows_file(row(), row(prompt="Jambo?"))
   message = attempt(line, "c.data.mixture = {'counts': {'sw': 2, 'fi': 1}}")
-  has(message, "1 examples of 'fi'", "no rows", "data.train", "sw")
+  assert_has(message, "1 examples of 'fi'", "no rows", "data.train", "sw")
   message = attempt(line, "c.data.mixture = {'counts': {'sw': 3}}")
-  has(message, "3 examples of 'sw'", "2 usable", "data.max_repeats")
-  has(
+  assert_has(message, "3 examples of 'sw'", "2 usable", "data.max_repeats")
+  assert_has(
     attempt(line, "c.data.mixture = {'count': {'sw': 2}}"),
     "data.mixture",
     "'count'",
@@ -163,9 +163,11 @@ def test_a_long_row(attempt, rows_file, tmp_path, monkeypatch):
   path, line = rows_file(row(), row(prompt=LONG))
   settings = (line, "c.data.mixture = {'counts': {'sw': 1}}")
   message = attempt(*settings, "c.data.over_long = 'error'")
-  has(message, f"{path}:2", "tokens", "batch.max_length", "128", "data.over_long")
+  assert_has(message, f"{path}:2", "tokens", "batch.max_length", "128", "data.over_long")
   # Dropped, it is counted, and no longer there to be asked for.
-  has(attempt(line, "c.data.mixture = {'counts': {'sw': 2}}"), "2 examples of 'sw'", "1 usable")
+  assert_has(
+    attempt(line, "c.data.mixture = {'counts': {'sw': 2}}"), "2 examples of 'sw'", "1 usable"
+  )
   ledgers = []
   monkeypatch.setattr(workdirs, "keep_ledger", lambda _, ledger: ledgers.append(ledger) or stop())
 
@@ -215,12 +217,12 @@ def test_a_model_with_a_missing_or_an_unknown_tensor(attempt, model):
   name = "model.layers.1.mlp.up_proj.weight"
   kept = (model / "model.safetensors").read_bytes()
   edit_tensors(model, lambda t: t.pop(name))
-  has(
+  assert_has(
     attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 missing", name, "config.json"
   )
   (model / "model.safetensors").write_bytes(kept)
   edit_tensors(model, lambda t: t.update({"model.extra.weight": np.zeros(3, np.float32)}))
-  has(
+  assert_has(
     attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), "1 unknown", "model.extra.weight"
   )
 
@@ -229,12 +231,14 @@ def test_a_model_that_is_not_supported_or_not_there(attempt, model, tmp_path):
   from tests import families
 
   families.edit_config(model, model_type="mamba")
-  has(
+  assert_has(
     attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "'mamba'", "qwen3"
   )
   (model / "config.json").unlink()
-  has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "not found")
-  has(attempt("c.model.path = './nowhere'", *BASE), "'./nowhere'", "no such folder")
+  assert_has(
+    attempt(f"c.model.path = {str(model)!r}", *BASE), str(model / "config.json"), "not found"
+  )
+  assert_has(attempt("c.model.path = './nowhere'", *BASE), "'./nowhere'", "no such folder")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer(attempt, model):
@@ -242,7 +246,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer(attempt, model):
   message = attempt(
     f"c.model.path = {str(model)!r}", *BASE[:1], f"c.tokenizer.path = {str(tokenizer)!r}", *BASE[2:]
   )
-  has(message, "320", "tokenizer.path")
+  assert_has(message, "320", "tokenizer.path")
 
 
 # ------------------------------------------------------------------------------------ workdirs
@@ -255,7 +259,7 @@ def test_a_workdir_in_use(attempt, tmp_path):
     fcntl.flock(file, fcntl.LOCK_EX)
     file.write("4711")
     file.flush()
-    has(attempt(workdir=folder), str(folder), "in use", "4711", "another --workdir")
+    assert_has(attempt(workdir=folder), str(folder), "in use", "4711", "another --workdir")
     assert (folder / ".lock").read_text() == "4711"
 
 
@@ -263,7 +267,7 @@ def test_a_workdir_of_something_else(attempt, tmp_path):
   folder = tmp_path / "thesis"
   folder.mkdir()
   (folder / "README.md").write_text("mine")
-  has(attempt(workdir=folder), str(folder), "README.md", "another --workdir")
+  assert_has(attempt(workdir=folder), str(folder), "README.md", "another --workdir")
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +290,9 @@ def begun(tmp_path_factory):
 
 def test_a_workdir_of_a_different_config(attempt, begun):
   message = attempt("c.batch.rows = 8", "c.optimizer.learning_rate = 1e-4", workdir=begun)
-  has(message, str(begun), "optimizer.learning_rate: 0.002 then, 0.0001 now", "another --workdir")
+  assert_has(
+    message, str(begun), "optimizer.learning_rate: 0.002 then, 0.0001 now", "another --workdir"
+  )
 
 
 def test_a_run_may_go_on_on_another_mesh(begun, tmp_path):
@@ -309,7 +315,9 @@ def test_a_workdir_whose_data_have_changed(attempt, begun, tmp_path, monkeypatch
   shutil.copytree(begun, folder)
   shutil.rmtree(folder / "cache")
   monkeypatch.setattr(encode, "VERSION", encode.VERSION + 1)  # as if they had
-  has(attempt("c.batch.rows = 8", workdir=folder), str(folder), "changed", "another --workdir")
+  assert_has(
+    attempt("c.batch.rows = 8", workdir=folder), str(folder), "changed", "another --workdir"
+  )
 
 
 def test_a_workdir_that_was_killed_while_it_wrote_its_first_file_can_be_used(tmp_path, monkeypatch):
@@ -321,7 +329,7 @@ def test_a_workdir_that_was_killed_while_it_wrote_its_first_file_can_be_used(tmp
 
 def test_a_workdir_that_cannot_be_made(attempt, tmp_path):
   (tmp_path / "file").write_text("")
-  has(
+  assert_has(
     attempt(workdir=tmp_path / "file" / "run"), str(tmp_path / "file" / "run"), "another --workdir"
   )
 
@@ -357,7 +365,7 @@ def test_debug_gives_the_traceback(tmp_path):
   ],
 )  # fmt: skip
 def test_more_values_that_cannot_be(attempt, line, parts):
-  has(attempt("c.batch.rows = 8", "c.data.mixture = {'counts': {'en': 2}}",
+  assert_has(attempt("c.batch.rows = 8", "c.data.mixture = {'counts': {'en': 2}}",
               "c.optimizer.warmup_steps = 0", line), *parts)  # fmt: skip
 
 
@@ -365,8 +373,8 @@ def test_a_language_whose_file_is_empty(attempt, tmp_path):
   """With '*' it would be passed over in training, and missing from every figure of an evaluation."""
   (tmp_path / "fi.jsonl").write_text("")
   fi = f"['fi'] = [{str(tmp_path / 'fi.jsonl')!r}]"
-  has(attempt("c.batch.rows = 8", f"c.data.train{fi}"), "data.train", "fi", "no usable row")
-  has(
+  assert_has(attempt("c.batch.rows = 8", f"c.data.train{fi}"), "data.train", "fi", "no usable row")
+  assert_has(
     attempt("c.batch.rows = 8", f"c.eval.sets['heldout']{fi}"), "'heldout'", "fi", "no usable row"
   )
 
@@ -374,14 +382,14 @@ def test_a_language_whose_file_is_empty(attempt, tmp_path):
 def test_all_rows_of_a_language_too_long_where_the_mixture_takes_every_language(attempt, rows_file):
   _, line = rows_file(row(), row(lang="fi", prompt=LONG))
   message = attempt(line, "c.data.mixture = {'counts': {'sw': 1, '*': 1}}")
-  has(message, "1 examples of 'fi'", "batch.max_length")
+  assert_has(message, "1 examples of 'fi'", "batch.max_length")
 
 
 def test_the_folder_of_a_model_as_workdir(attempt, tmp_path):
   folder = tmp_path / "hf"
   folder.mkdir()
   (folder / "config.json").write_text('{"model_type": "llama"}')
-  has(attempt(workdir=folder), str(folder), "config.json", "--workdir")
+  assert_has(attempt(workdir=folder), str(folder), "config.json", "--workdir")
 
 
 def test_rows_longer_than_the_positions_of_the_model():

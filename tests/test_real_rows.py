@@ -171,45 +171,31 @@ def test_every_row_is_read_by_mlit_jax(out):
 
 
 @needs_data
-def test_the_config_asks_for_rows_that_are_there(out, monkeypatch):
+def test_the_config_asks_for_rows_that_are_there(out, monkeypatch, tmp_path):
   from mlit_jax.config import load_config
-  from mlit_jax.data.encode import encode_conversations
-  from mlit_jax.data.plan import make_plan
-  from mlit_jax.data.rows import read_sources
-  from mlit_jax.data.tokenizer import Tokenizer
+  from mlit_jax.opening import open_data, open_tokenizer
+  from mlit_jax.training.console import Terminal
 
   monkeypatch.chdir(ROOT)
   c = load_config("configs/real_rows.py")
-  train = {k: [f.replace("runs/real_rows", str(out)) for f in v] for k, v in c.data.train.items()}
-  tokenizer = Tokenizer.load(c.tokenizer.path)
-  encoded = encode_conversations(
-    read_sources(train).conversations, tokenizer, max_length=c.batch.max_length
-  )
-  plan = make_plan(
-    encoded,
-    c.data.mixture,
-    seed=c.seed,
-    rows_per_step=c.batch.rows,
-    max_length=c.batch.max_length,
-    epochs=c.epochs,
-  )
+  c.data.train = {
+    k: [f.replace("runs/real_rows", str(out)) for f in v] for k, v in c.data.train.items()
+  }
+  tokenizer = open_tokenizer(c, base=None)
+  _, _, plan = open_data(c, tokenizer, tmp_path, Terminal(shown=False))
   assert plan.counts == c.data.mixture["counts"]
   # An evaluation after every second epoch.
   assert abs(2 * plan.steps - c.epochs * c.eval.every_steps) <= 2 * c.epochs
 
 
 def test_the_configs_model_has_8_to_10_million_parameters(monkeypatch):
-  from math import prod
-
-  import jax
-
   from mlit_jax.config import load_config
   from mlit_jax.model.config import from_scratch
-  from mlit_jax.model.decoder import param_shapes
+  from mlit_jax.model.decoder import count_params
 
   monkeypatch.chdir(ROOT)
   cfg = from_scratch(load_config("configs/real_rows.py").model.sizes, vocab_size=32_768)
-  assert 8e6 < sum(prod(s.shape) for s in jax.tree.leaves(param_shapes(cfg))) < 10e6
+  assert 8e6 < count_params(cfg) < 10e6
 
 
 # ----------------------------------------------------------------------------------- small sources

@@ -22,6 +22,7 @@ from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf
 from mlit_jax.weights import load, save, source, table
 from tests import families
+from tests.families import alone, assert_same_logits, forward, our_logits
 
 # Beyond the windows (3 to 5) and beyond the 16 positions of the scaled RoPEs.
 PROMPT, NEW = 64, 32
@@ -29,7 +30,6 @@ LENGTH = PROMPT + NEW
 
 FLOAT32 = torch.float32
 
-forward = jax.jit(decoder.apply, static_argnums=1)
 forward_cached = jax.jit(decoder.apply_cached, static_argnums=1)
 
 
@@ -67,23 +67,9 @@ def room(cfg):
   return PROMPT, NEW
 
 
-def alone(tokens_BT):
-  """(tokens, positions, segments) of one example a row."""
-  positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
-  return tokens_BT, positions_BT, np.ones(tokens_BT.shape, np.int32)
-
-
-def assert_same_logits(ours_BTV, theirs_BTV, tolerance=1e-4):
-  assert ours_BTV.shape == theirs_BTV.shape
-  # The logits must differ from token to token for their agreement to mean anything.
-  assert theirs_BTV.std(axis=-1).min() > 0.3 and theirs_BTV.std(axis=1).min() > 0.1
-  for ours_TV, theirs_TV in zip(ours_BTV, theirs_BTV, strict=True):  # no language hides in a mean
-    np.testing.assert_allclose(ours_TV, theirs_TV, rtol=0, atol=tolerance * np.abs(theirs_TV).max())
-
-
 def test_logits_are_those_of_transformers(made):
   assert made.cfg.vocab_size > 261  # the tokenizer's: the rest is padding, and is kept
-  ours_BTV = np.asarray(forward(made.params, made.cfg, *alone(made.tokens_BT)))
+  ours_BTV = our_logits(made.params, made.cfg, made.tokens_BT)
   assert_same_logits(ours_BTV, families.hf_logits(made.model, made.tokens_BT))
 
 
@@ -168,7 +154,7 @@ def test_import_is_bitwise_from_shards_in_bfloat16(made, tmp_path):
 
 
 def test_tuned_logits_agree_in_every_language(made):
-  ours_BTV = np.asarray(forward(made.tuned, made.cfg, *alone(made.tokens_BT)))
+  ours_BTV = our_logits(made.tuned, made.cfg, made.tokens_BT)
   assert_same_logits(ours_BTV, families.hf_logits(made.tuned_model, made.tokens_BT))
 
 

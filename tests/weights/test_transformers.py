@@ -13,26 +13,14 @@ pytest.importorskip("transformers")
 import torch
 
 from mlit_jax.errors import UserError
-from mlit_jax.model import decoder
 from mlit_jax.model.config import from_hf
 from mlit_jax.weights import load, save, source
 from tests import families
+from tests.families import assert_same_logits, our_logits
+from tests.variants import VOCAB_SIZE
 
 # Beyond the windows (3 and 4) and beyond the 16 positions of the scaled RoPEs.
-TOKENS_BT = np.random.default_rng(0).integers(0, families.VOCAB_SIZE, (2, 60), np.int32)
-
-
-def our_logits(params, cfg, tokens_BT):
-  positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-  run = jax.jit(decoder.apply, static_argnums=1)
-  return np.asarray(run(params, cfg, tokens_BT, positions_BT, jnp.ones(tokens_BT.shape, jnp.int32)))
-
-
-def assert_same_logits(ours_BTV, theirs_BTV):
-  assert ours_BTV.shape == theirs_BTV.shape
-  # The logits must differ from token to token for their agreement to mean anything.
-  assert theirs_BTV.std(axis=-1).min() > 0.3 and theirs_BTV.std(axis=1).min() > 0.1
-  np.testing.assert_allclose(ours_BTV, theirs_BTV, rtol=0, atol=1e-4 * np.abs(theirs_BTV).max())
+TOKENS_BT = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 60), np.int32)
 
 
 def read(folder):
