@@ -79,7 +79,7 @@ def beside_the_step():
   """The quick start's loader against the quick start's step, in one run."""
   import jax
 
-  from benchmarks.step import quickstart_parts
+  from step import quickstart_parts  # the file beside this one
 
   parts = quickstart_parts()
   encoded, plan = parts.encoded, parts.plan
