@@ -78,7 +78,6 @@ def cached_examples(folder: Path, *, examples: int, max_length: int) -> encode.E
 def beside_the_step():
   """The quick start's loader against the quick start's step, in one run."""
   import jax
-
   from step import quickstart_parts  # the file beside this one
 
   parts = quickstart_parts()
