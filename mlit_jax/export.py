@@ -60,7 +60,7 @@ def run(root: Path, step: str, out: Path, dtype: str, compare: bool) -> None:
   save.check_free(out)
   # A name that says so, until it is compared: also a process killed meanwhile leaves no other.
   written = out.with_name(f"{out.name}.unverified") if compare else out
-  with terminal.bar(1, what="export") as bar:
+  with terminal.transfer("export") as progress:
     save.save_folder(
       model.params,
       model.cfg,
@@ -68,7 +68,7 @@ def run(root: Path, step: str, out: Path, dtype: str, compare: bool) -> None:
       files=files,
       dtypes=dtype or model.dtypes,
       layout=None if dtype else model.layout,
-      progress=lambda done, total: bar.update(done / total),
+      progress=progress,
     )
   if compare:
     compare_logits(model, root, written, dtype or model.dtypes, terminal)

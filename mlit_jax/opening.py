@@ -24,6 +24,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower, resolve_step
+from mlit_jax.training.console import Terminal
 from mlit_jax.weights import hf_files, load, source
 
 # Several scripts: tokens from all over a vocabulary.
@@ -44,7 +45,7 @@ class Opened:
   config: dict | None  # the run's config; None for a Hugging Face model
 
 
-def open_model(spec: str, mesh: Mesh) -> Opened:
+def open_model(spec: str, mesh: Mesh, terminal: Terminal) -> Opened:
   """The model that `spec` names, its parameters sharded over the mesh."""
   path, _, step = spec.rpartition("@") if "@" in spec else (spec, "", "latest")
   if (Path(path) / "config.json").exists() and (Path(path) / "data_plan.json").exists():
@@ -52,7 +53,8 @@ def open_model(spec: str, mesh: Mesh) -> Opened:
   found = source.read_source(spec)
   cfg = from_hf(found.config)
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
-  params = load.load_params(found.folder, cfg, shardings)
+  with terminal.transfer("import") as progress:
+    params = load.load_params(found.folder, cfg, shardings, progress=progress)
   tokenizer = Tokenizer.load(found.folder, template_kwargs={"enable_thinking": False})
   return Opened(spec, cfg, params, tokenizer, found.files, found.dtypes, found.layout, None)
 
