@@ -70,7 +70,7 @@ def run(args) -> None:
   runtime.start()
   terminal = Terminal(shown=runtime.is_main())
   mesh = whole_mesh()
-  model = open_model(args.model, mesh)
+  model = open_model(args.model, mesh, terminal)
   positions = json.loads(model.files["config.json"]).get("max_position_embeddings")
   sets = [
     make_eval_set(

@@ -2,6 +2,9 @@
 
 python -m mlit_jax.export --workdir runs/quickstart --out runs/quickstart/export
 python -m mlit_jax.export --workdir runs/quickstart --step best --out best --dtype bfloat16
+
+What was written is read back, and where transformers and torch are installed its logits there are compared with
+ours. Until then the folder is called OUT.unverified, and it keeps that name if they differ (exit code 1).
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from pathlib import Path
 
 from mlit_jax import runtime
 from mlit_jax.errors import UserError
-from mlit_jax.opening import open_workdir, whole_mesh
+from mlit_jax.opening import Opened, open_workdir, rows_to_compare, whole_mesh
 from mlit_jax.training.console import Terminal
-from mlit_jax.weights import save
+from mlit_jax.weights import save, verify
 from mlit_jax.weights.load import READABLE
 
 
@@ -28,14 +31,18 @@ def main() -> int:
   parser.add_argument(
     "--dtype", default="", help=f"{', '.join(READABLE)}; default: as in the base model"
   )
+  parser.add_argument(
+    "--no-verify", action="store_true", help="leave out the comparison with transformers"
+  )
   parser.add_argument("--debug", action="store_true", help="tracebacks for user errors too")
   args = parser.parse_args()
   return runtime.run_main(
-    lambda: run(Path(args.workdir), args.step, Path(args.out), args.dtype), debug=args.debug
+    lambda: run(Path(args.workdir), args.step, Path(args.out), args.dtype, not args.no_verify),
+    debug=args.debug,
   )
 
 
-def run(root: Path, step: str, out: Path, dtype: str) -> None:
+def run(root: Path, step: str, out: Path, dtype: str, compare: bool) -> None:
   """Read one step, write the folder, say what was written."""
   if dtype and dtype not in READABLE:
     raise UserError(f"--dtype {dtype!r} must be one of {', '.join(READABLE)}")
@@ -47,19 +54,43 @@ def run(root: Path, step: str, out: Path, dtype: str) -> None:
     files["README.md"] = (root / "README.md").read_bytes()
   if dtype:
     files = save.with_dtype(files, dtype)
-  with terminal.bar(1, what="export") as bar:
+  if compare and not runtime.main_says(verify.can_compare()):
+    terminal.line("transformers and torch are not installed: logits were not compared with theirs")
+    compare = False
+  save.check_free(out)
+  # A name that says so, until it is compared: also a process killed meanwhile leaves no other.
+  written = out.with_name(f"{out.name}.unverified") if compare else out
+  with terminal.transfer("export") as progress:
     save.save_folder(
       model.params,
       model.cfg,
-      out,
+      written,
       files=files,
       dtypes=dtype or model.dtypes,
       layout=None if dtype else model.layout,
-      progress=lambda done, total: bar.update(done / total),
+      progress=progress,
     )
+  if compare:
+    compare_logits(model, root, written, dtype or model.dtypes, terminal)
+    save.rename_folder(written, out)
   size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
   terminal.line(f"{model.name} -> {out}  {size / 1e6:,.1f} MB, load it with transformers:")
   terminal.line(f'  AutoModelForCausalLM.from_pretrained("{out}")')
+
+
+def compare_logits(model: Opened, root: Path, folder: Path, dtypes, terminal: Terminal) -> None:
+  """Logits of the folder in transformers beside ours; raises where they differ."""
+  rows, whence = rows_to_compare(root, model, verify.MAX_ROWS, verify.MAX_TOKENS)
+  found = verify.compare_logits(folder, model.params, model.cfg, dtypes, rows, whole_mesh())
+  failure = None
+  if runtime.is_main():
+    terminal.line(f"{verify.describe(found)} ({whence})")
+    try:
+      verify.check(found, folder)
+    except verify.UnverifiedError as e:
+      failure = e
+  if runtime.main_says(failure is not None):
+    raise failure or verify.UnverifiedError(f"{folder}: the first process's message says why.")
 
 
 if __name__ == "__main__":

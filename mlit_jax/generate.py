@@ -21,6 +21,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.evals.decoding import Generator
 from mlit_jax.evals.evaluator import buckets
 from mlit_jax.opening import Opened, open_model, whole_mesh
+from mlit_jax.training.console import Terminal
 
 ROWS = 32
 PROMPT_ROLES = ("system", "user", "assistant")
@@ -57,7 +58,8 @@ def run(args) -> None:
   if args.prompts and not rows:
     raise UserError(f"--prompts {args.prompts} holds no prompt; write one JSON object a line")
   runtime.start()
-  model = open_model(args.model, whole_mesh())
+  # On stderr: stdout is the answer's.
+  model = open_model(args.model, whole_mesh(), Terminal(shown=runtime.is_main(), stderr=True))
   if args.prompts:
     answers = answer(model, rows, args)
     lines = [json.dumps(a, ensure_ascii=False) for a in answers]

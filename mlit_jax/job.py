@@ -132,7 +132,8 @@ class Job:
   def begin(self, base) -> State:
     """Parameters of the base model, or fresh ones; an optimizer that has seen nothing."""
     if base:
-      params = load.load_params(base.folder, self.cfg, self.param_shardings)
+      with self.terminal.transfer("import") as progress:
+        params = load.load_params(base.folder, self.cfg, self.param_shardings, progress=progress)
     else:
       init = jax.jit(
         lambda key: decoder.init_params(self.cfg, key), out_shardings=self.param_shardings

@@ -18,13 +18,17 @@ from mlit_jax.data.encode import Encoded, encode_conversations
 from mlit_jax.data.evalset import EvalSet, make_eval_set
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.plan import Plan, make_plan
-from mlit_jax.data.rows import RowSet, read_sources
+from mlit_jax.data.rows import Conversation, RowSet, read_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower, resolve_step
+from mlit_jax.training.console import Terminal
 from mlit_jax.weights import hf_files, load, source
+
+# Several scripts: tokens from all over a vocabulary.
+FIXED_TEXT = "How are you? Як справи? 你好吗？ كيف حالك؟ आप कैसे हैं? ¿Cómo estás? 🙂"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Opened:
   layout: hf_files.Layout | None
 
 
-def open_model(spec: str, mesh: Mesh) -> Opened:
+def open_model(spec: str, mesh: Mesh, terminal: Terminal) -> Opened:
   """The model that `spec` names, its parameters sharded over the mesh."""
   path, _, step = spec.rpartition("@") if "@" in spec else (spec, "", "latest")
   if (Path(path) / "config.json").exists() and (Path(path) / "data_plan.json").exists():
@@ -48,7 +52,8 @@ def open_model(spec: str, mesh: Mesh) -> Opened:
   found = source.read_source(spec)
   cfg = from_hf(found.config)
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
-  params = load.load_params(found.folder, cfg, shardings)
+  with terminal.transfer("import") as progress:
+    params = load.load_params(found.folder, cfg, shardings, progress=progress)
   tokenizer = Tokenizer.load(found.folder, template_kwargs={"enable_thinking": False})
   return Opened(spec, cfg, params, tokenizer, found.files, found.dtypes, found.layout)
 
@@ -162,6 +167,42 @@ def open_eval_sets(c, tokenizer) -> list[EvalSet]:
       )
     )
   return sets
+
+
+def rows_to_compare(
+  root: Path, model: Opened, max_rows: int, max_tokens: int
+) -> tuple[dict[str, list[int]], str]:
+  """({language: tokens} with one row for each language of the run, where they come from).
+
+  The first row of each language in the run's evaluation sets; a fixed text for the others.
+  """
+  found: dict[str, Conversation] = {}
+  for name, files in model.config["eval"]["sets"].items():
+    try:
+      rows = read_sources(files, where=f"eval.sets[{name!r}]", drop_bad=True)
+    except UserError:
+      continue  # rows may have moved since the run; the fixed text stands in, and we say so
+    for c in rows.conversations:
+      found.setdefault(c.lang, c)
+  languages = list(_read_json(root / "data_plan.json")["languages"])
+  languages += [lang for lang in found if lang not in languages]
+  positions = json.loads(model.files["config.json"]).get("max_position_embeddings")
+  limit = min(max_tokens, positions or max_tokens)
+  out, fixed = {}, []
+  for lang in languages[:max_rows]:
+    if lang in found:
+      *history, answer = map(dataclasses.asdict, found[lang].messages)
+      text = model.tokenizer.template.prompt(history) + answer["content"]
+    else:
+      fixed.append(lang)
+      text = model.tokenizer.template.prompt([{"role": "user", "content": f"{lang}: {FIXED_TEXT}"}])
+    out[lang] = model.tokenizer.encode_text(text)[:limit]
+  whence = "one row of each evaluation set's languages" if len(fixed) < len(out) else "a fixed text"
+  if fixed and len(fixed) < len(out):
+    whence += f"; a fixed text for {', '.join(fixed)}"
+  if len(languages) > max_rows:
+    whence += f"; the first {max_rows} of {len(languages)} languages"
+  return out, whence
 
 
 def named_languages(files) -> list[str]:

@@ -11,6 +11,7 @@ from mlit_jax import evaluate, export, generate
 from mlit_jax.mesh import make_mesh
 from mlit_jax.model import decoder
 from mlit_jax.opening import open_workdir
+from mlit_jax.weights import save, verify
 from tests import commands
 
 METRICS = ("loss", "bits_per_byte", "fidelity", "stopped", "chrf", "exact")
@@ -142,6 +143,10 @@ def test_an_export_gives_our_logits_in_transformers(finished, tmp_path):
   code, out, err = commands.here(export, "--workdir", workdir, "--out", tmp_path / "out")
   assert code == 0, err
   assert "from_pretrained" in out
+  (line,) = [line for line in out.splitlines() if line.startswith("logits as in transformers")]
+  assert all(re.search(rf" {lang} \d\.\de-0[5-9]", line) for lang in commands.COUNTS), line
+  assert "one row of each evaluation set's languages" in line
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
   opened = open_workdir(workdir, "latest", make_mesh(1, 1, 1, devices=jax.devices()[:1]))
@@ -161,6 +166,43 @@ def test_an_export_gives_our_logits_in_transformers(finished, tmp_path):
   code, _, err = commands.here(export, "--workdir", workdir, "--out", tmp_path / "out")
   assert code == 2 and str(tmp_path / "out") in err  # never over what is there
   assert commands.contents(tmp_path / "out") == before
+
+
+def test_an_export_that_computes_something_else_keeps_a_name_that_says_so(
+  finished, tmp_path, monkeypatch
+):
+  pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  workdir, *_ = finished
+  right = save.with_stop_ids
+
+  def wrong(files, stop_ids):  # a config.json of other rotary frequencies
+    files = right(files, stop_ids)
+    config = json.loads(files["config.json"])
+    key = "rope_parameters" if "rope_parameters" in config else "rope_theta"
+    config[key] = {**config[key], "rope_theta": 17.0} if key == "rope_parameters" else 17.0
+    return files | {"config.json": json.dumps(config).encode()}
+
+  monkeypatch.setattr(save, "with_stop_ids", wrong)
+  args = ["--workdir", workdir, "--out", tmp_path / "out"]
+  code, out, err = commands.here(export, *args)
+  assert code == 1 and "out.unverified" in err and "other logits" in err, err
+  assert "from_pretrained" not in out
+  assert [p.name for p in tmp_path.iterdir()] == ["out.unverified"]
+  code, out, _ = commands.here(export, *args, "--no-verify")  # as asked: not compared
+  assert code == 0 and "logits" not in out
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.unverified"]
+
+
+def test_without_transformers_an_export_says_that_nothing_was_compared(
+  finished, tmp_path, monkeypatch
+):
+  workdir, *_ = finished
+  monkeypatch.setattr(verify, "can_compare", lambda: False)
+  code, out, err = commands.here(export, "--workdir", workdir, "--out", tmp_path / "out")
+  assert code == 0, err
+  assert "not installed" in out and "not compared" in out
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_generate_answers(finished, tmp_path):

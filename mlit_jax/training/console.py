@@ -9,20 +9,30 @@ import numpy as np
 from rich.console import Console
 from rich.progress import (
   BarColumn,
+  DownloadColumn,
   MofNCompleteColumn,
   Progress,
   TextColumn,
   TimeElapsedColumn,
   TimeRemainingColumn,
+  TransferSpeedColumn,
 )
+
+# Between two lines about the same transfer where there is no terminal.
+LINE_SECONDS = 10.0
 
 
 class Terminal:
   """Lines and one progress bar; silent on every process but the first."""
 
-  def __init__(self, *, shown: bool = True):
+  def __init__(self, *, shown: bool = True, stderr: bool = False):
+    stream = sys.stderr if stderr else sys.stdout
     self.console = Console(
-      quiet=not shown, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
+      quiet=not shown,
+      highlight=False,
+      soft_wrap=True,
+      stderr=stderr,
+      width=None if stream.isatty() else 160,
     )
 
   def line(self, text: str) -> None:
@@ -34,6 +44,10 @@ class Terminal:
   def bar(self, total: int, done: int = 0, what: str = "steps"):
     """A context that shows a bar; `update` it with the number done."""
     return _Bar(self.console, total, done, what)
+
+  def transfer(self, what: str):
+    """A context that shows bytes and bytes per second; call the result with (bytes done, of how many)."""
+    return _Transfer(self.console, what)
 
 
 class _Bar:
@@ -62,6 +76,58 @@ class _Bar:
 
   def update(self, done: int) -> None:
     self.progress.update(self.task, completed=done)
+
+
+class _Transfer:
+  """Shows nothing before the first call: what turns out to be read from elsewhere leaves no trace."""
+
+  def __init__(self, console: Console, what: str):
+    self.console, self.what = console, what
+    self.task, self.done = None, 0
+    self.progress = Progress(
+      TextColumn(what),
+      BarColumn(),
+      DownloadColumn(),
+      TransferSpeedColumn(),
+      TextColumn("left"),
+      TimeRemainingColumn(),
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,  # plain lines instead
+      refresh_per_second=4,
+    )
+
+  def __enter__(self):
+    self.began = self.told = time.perf_counter()
+    return self
+
+  def __exit__(self, kind, *_):
+    self.progress.stop()
+    if self.task is not None and kind is None:
+      seconds = max(1e-9, time.perf_counter() - self.began)
+      self._line(f"{_size(self.done)} in {seconds:,.1f} s, {_size(self.done / seconds)}/s")
+
+  def __call__(self, done: int, total: int) -> None:
+    self.done = done
+    if self.task is None:
+      self.progress.start()
+      self.task = self.progress.add_task(self.what, total=total)
+    self.progress.update(self.task, completed=done, total=total)
+    now = time.perf_counter()
+    if not self.console.is_terminal and now - self.told >= LINE_SECONDS and done < total:
+      self.told = now
+      self._line(f"{_size(done)} of {_size(total)}, {_size(done / max(1e-9, now - self.began))}/s")
+
+  def _line(self, text: str) -> None:
+    self.console.print(f"{self.what}  {text}", markup=False)
+
+
+def _size(num_bytes: float) -> str:
+  """12.3 MB: units of a thousand, as disks and networks count."""
+  if num_bytes < 1000:
+    return f"{num_bytes:,.0f} bytes"
+  unit = next((u for u in (1e3, 1e6, 1e9) if num_bytes < 1000 * u), 1e12)
+  return f"{num_bytes / unit:,.1f} {({1e3: 'kB', 1e6: 'MB', 1e9: 'GB', 1e12: 'TB'})[unit]}"
 
 
 class Meter:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import mmap
 import os
 import pathlib
 import struct
@@ -103,6 +104,14 @@ def map_tensors(folder, layout: Layout) -> dict[str, np.ndarray]:
       flat = bytes_of_file[data_start + tensor.start : data_start + tensor.end]
       arrays[tensor.name] = flat.view(_numpy_dtype(tensor.dtype)).reshape(tensor.shape)
   return arrays
+
+
+def release(array: np.ndarray) -> None:
+  """Lets go of the memory of a mapped tensor's file; the kernel reads it again when it is touched.
+
+  Pages of a map count as the process's own: an import would end with the whole checkpoint beside it.
+  """
+  array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def read_header(path) -> str:

@@ -1,5 +1,6 @@
 """Hugging Face tensors straight into the shards of our parameters."""
 
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -27,8 +28,8 @@ def load_params(
 ) -> dict:
   """Parameters of the model in `folder`; each process reads the slices that its devices hold.
 
-  Without `shardings` they lie on the default device. `progress` is told (parameters done, of how
-  many).
+  Without `shardings` they lie on the default device. `progress` is told (bytes of the files read, of
+  how many that this process reads).
   """
   layout = check_names(folder, cfg)
   arrays = hf_files.map_tensors(folder, layout)
@@ -37,17 +38,22 @@ def load_params(
     shardings = table.flatten(shardings)
   rows = table.rows(cfg)
   params = {}
-  for done, row in enumerate(rows, start=1):
-    sources = [arrays[name] for name in row.names()]
-    stacked = row.num_layers is not None
-    shape = (row.num_layers, *row.shape) if stacked else row.shape
-    read = _reader(sources, row, shape, stacked, np.dtype(dtype))
-    if shardings is None:
-      params[row.ours] = jax.device_put(read((slice(None),) * len(shape)))
-    else:
-      params[row.ours] = jax.make_array_from_callback(shape, shardings[row.ours], read)
+  done, total = 0, _bytes_to_read(rows, arrays, shardings) if progress else 0
+
+  def count(array: np.ndarray) -> None:
+    nonlocal done
+    done += array.nbytes
     if progress:
-      progress(done, len(rows))
+      progress(done, total)
+
+  for row in rows:
+    sources = [arrays[name] for name in row.names()]
+    stacked, shape = row.num_layers is not None, _shape(row)
+    read = _reader(sources, row, stacked, np.dtype(dtype), count)
+    if shardings is None:
+      params[row.ours] = jax.device_put(read(tuple((0, size) for size in shape)))
+    else:
+      params[row.ours] = _place(read, shape, shardings[row.ours])
   return table.unflatten(params)
 
 
@@ -84,22 +90,62 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
   return layout
 
 
-def _reader(sources, row: table.Row, shape, stacked: bool, dtype: np.dtype):
-  """Callback for make_array_from_callback. Remembers shards: JAX asks again for every replica."""
-  seen: dict[tuple, np.ndarray] = {}
+def _shape(row: table.Row) -> tuple[int, ...]:
+  return row.shape if row.num_layers is None else (row.num_layers, *row.shape)
 
-  def read(index) -> np.ndarray:
-    bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-    if bounds in seen:
-      return seen[bounds]
+
+def _bytes_to_read(rows, arrays, shardings) -> int:
+  """The bytes of the files behind the slices that this process's devices hold, each slice once."""
+  total = 0
+  for row in rows:
+    shape = _shape(row)
+    indices = {tuple((0, size) for size in shape)}
+    if shardings is not None:
+      held = shardings[row.ours].addressable_devices_indices_map(shape).values()
+      indices = {_bounds(index, shape) for index in held}
+    itemsizes = [arrays[name].itemsize for name in row.names()]
+    for bounds in indices:
+      num_values = math.prod(stop - start for start, stop in bounds[row.num_layers is not None :])
+      layers = range(*bounds[0]) if row.num_layers is not None else (0,)
+      total += num_values * sum(itemsizes[layer] for layer in layers)
+  return total
+
+
+def _bounds(index, shape) -> tuple[tuple[int, int], ...]:
+  return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _place(read: Callable, shape, sharding) -> jax.Array:
+  """The parameter on its devices. Slice by slice, so that the host holds one at a time."""
+  holders: dict[tuple, list] = {}
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    holders.setdefault(_bounds(index, shape), []).append(device)
+  shards = []
+  for bounds, devices in holders.items():  # replicas are read once
+    host = read(bounds)
+    shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
+    del host
+  return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _reader(sources, row: table.Row, stacked: bool, dtype: np.dtype, count: Callable):
+  """read(bounds) -> that slice of the parameter; what was read of the files is let go again."""
+
+  def read(bounds) -> np.ndarray:
+    index = tuple(slice(*pair) for pair in bounds)
     out = np.empty([stop - start for start, stop in bounds], dtype)
     if stacked:
       for i, layer in enumerate(range(*bounds[0])):
-        out[i] = table.read_slice(sources[layer], row, index[1:])
+        fill(out[i], sources[layer], index[1:])
     else:
-      out[...] = table.read_slice(sources[0], row, index)
-    seen[bounds] = out
+      fill(out, sources[0], index)
     return out
+
+  def fill(out, source, index) -> None:
+    array = table.read_slice(source, row, index)
+    out[...] = array
+    count(array)
+    hf_files.release(source)
 
   return read
 

@@ -61,6 +61,29 @@ def save_folder(
   return out
 
 
+def check_free(out) -> None:
+  """Refuses a folder that holds something; under several processes all must call this."""
+  out, failure = pathlib.Path(out).resolve(), None
+  if jax.process_index() == 0:
+    try:
+      _check_free(out)
+    except UserError as e:
+      failure = e
+  _agree(failure, out)
+
+
+def rename_folder(folder, out) -> None:
+  """Gives a whole folder its name, durably; under several processes all must call this."""
+  folder, out, failure = pathlib.Path(folder).resolve(), pathlib.Path(out).resolve(), None
+  if jax.process_index() == 0:
+    try:
+      os.rename(folder, out)  # replaces an empty folder, never a full one
+      hf_files.sync_folder(out.parent)
+    except OSError as e:
+      failure = UserError(f"{out}: cannot rename {folder} to it: {e}. The export lies in {folder}.")
+  _agree(failure, out)
+
+
 def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[str, bytes]:
   """`files` whose configs stop at `stop_ids` too; untouched where they do already.
 
@@ -149,7 +172,7 @@ def _new_folder(out: pathlib.Path, num_bytes: int):
   _agree(None, out)
 
 
-def _make_folder(out: pathlib.Path, num_bytes: int) -> pathlib.Path:
+def _check_free(out: pathlib.Path) -> None:
   if out.exists() and not out.is_dir():
     raise UserError(f"{out}: is a file; name a new folder for the export.")
   if out.is_dir() and any(out.iterdir()):
@@ -157,6 +180,10 @@ def _make_folder(out: pathlib.Path, num_bytes: int) -> pathlib.Path:
       f"{out}: is not empty, and old shards beside new ones would be read as one model. Name a new "
       "folder for the export, or empty this one."
     )
+
+
+def _make_folder(out: pathlib.Path, num_bytes: int) -> pathlib.Path:
+  _check_free(out)
   folder = out.parent / f".{out.name}.partial-{os.getpid()}"
   try:
     out.parent.mkdir(parents=True, exist_ok=True)

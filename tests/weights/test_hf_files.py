@@ -1,4 +1,5 @@
 import json
+import pathlib
 import struct
 
 import ml_dtypes
@@ -149,3 +150,22 @@ def test_pickles_are_refused_and_an_empty_folder_named(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
   with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained"):
     hf_files.read_layout(tmp_path)
+
+
+def test_a_released_tensor_takes_no_memory_and_is_still_there(tmp_path):
+  def mapped():  # bytes of files in this process's memory
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssFile")))
+
+  num_bytes = 1 << 26
+  layout = hf_files.plan_layout([("a", "float32", (num_bytes // 4,))])
+  with hf_files.open_shard(
+    tmp_path / hf_files.SINGLE_FILE, layout.headers[hf_files.SINGLE_FILE]
+  ) as write:
+    write(layout.tensors()["a"], np.arange(num_bytes // 4, dtype=np.float32))
+  array = hf_files.map_tensors(tmp_path, layout)["a"]
+  before = mapped()
+  assert array.sum() > 0 and mapped() - before > num_bytes // 2
+  hf_files.release(array[10:].reshape(2, -1))  # a view of it will do
+  assert mapped() - before < num_bytes // 4
+  assert array[1234] == 1234

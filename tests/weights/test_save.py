@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlit_jax import mesh
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.model.decoder import init_params
+from mlit_jax.model.decoder import init_params, param_specs
 from mlit_jax.weights import hf_files, load, save, table
 
 CFG = DecoderConfig(
@@ -260,3 +261,34 @@ def test_processes_import_their_slices_and_export_together(tmp_path, params):
     folder / "model.safetensors"
   ).read_bytes()
   assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_import_and_export_count_bytes(tmp_path, params):
+  told = []
+  out = export(
+    params,
+    tmp_path / "out",
+    dtypes="bfloat16",
+    progress=lambda *numbers: told.append(numbers),
+  )
+  size = sum(t.end - t.start for t in hf_files.read_layout(out).tensors().values())
+  assert told[-1] == (size, size) and told == sorted(told) and len(told) > 12 * 9
+  told.clear()
+  load.load_params(out, CFG, progress=lambda *numbers: told.append(numbers))
+  assert told[-1] == (size, size) and told == sorted(told) and len(told) > 12 * 9
+  # Cut over devices: replicas (norms; the kv head over tensor=2) are read and counted once.
+  told.clear()
+  cut = mesh.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+  shardings = mesh.param_shardings(param_specs(CFG), cut)
+  load.load_params(out, CFG, shardings, progress=lambda *numbers: told.append(numbers))
+  assert told[-1] == (size, size)
+  # Of one process among several only its own slices: here those of one device, as it would be asked.
+  index = slice(0, 4), slice(0, 2)
+  rows = [row for row in table.rows(CFG) if row.ours == "embed/table_VD"]
+
+  class Held:
+    def addressable_devices_indices_map(self, shape):
+      return {"device": index}
+
+  arrays = hf_files.map_tensors(out, hf_files.read_layout(out))
+  assert load._bytes_to_read(rows, arrays, {"embed/table_VD": Held()}) == 4 * 2 * 2
