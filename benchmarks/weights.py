@@ -88,7 +88,7 @@ def make(size: str, folder: Path) -> dict:
 
   cfg = config(size)
   num_bytes = 2 * decoder.count_params(cfg)
-  shapes = {name: row.their_shape for name, (row, _) in table.tensors_of(cfg).items()}
+  shapes = {name: theirs.shape for name, theirs in table.tensors_of(cfg).items()}
   layout = hf_files.plan_layout(
     [(name, "bfloat16", shape) for name, shape in shapes.items()], num_bytes // NUM_SHARDS
   )

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from mlit_jax.model import decoder
-from tests.variants import SIZES, VARIANTS
+from tests.variants import VARIANTS
+from tests.variants.common import SIZES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from mlit_jax.errors import UserError
-from mlit_jax.model.families import FAMILIES, GLOBAL
+from mlit_jax.model.families import FAMILIES
+from mlit_jax.model.families.common import GLOBAL
 
 
 @dataclasses.dataclass(frozen=True)

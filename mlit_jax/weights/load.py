@@ -1,5 +1,6 @@
 """Hugging Face tensors straight into the shards of our parameters."""
 
+import itertools
 import math
 import pathlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.weights import hf_files, table
+from mlit_jax.weights import hf_files, names, table
 from mlit_jax.weights.hf_files import few
 
 # float64 would not survive a float32 parameter; the rest are quantised weights.
@@ -33,10 +34,11 @@ def load_params(
   """
   layout = check_names(folder, cfg)
   arrays = hf_files.map_tensors(folder, layout)
-  _check_tied_head(folder, cfg, arrays)
+  prefix = names.prefix_of(cfg, arrays)
+  _check_tied_head(folder, cfg, arrays, table.embedding_name(cfg, prefix))
   if shardings is not None:
     shardings = table.flatten(shardings)
-  rows = table.rows(cfg)
+  rows = table.rows(cfg, prefix)
   params = {}
   done, total = 0, _bytes_to_read(rows, arrays, shardings) if progress else 0
 
@@ -47,13 +49,11 @@ def load_params(
       progress(done, total)
 
   for row in rows:
-    sources = [arrays[name] for name in row.names()]
-    stacked, shape = row.num_layers is not None, _shape(row)
-    read = _reader(sources, row, stacked, np.dtype(dtype), count)
+    read = _reader(arrays, row, np.dtype(dtype), count)
     if shardings is None:
-      params[row.ours] = jax.device_put(read(tuple((0, size) for size in shape)))
+      params[row.ours] = jax.device_put(read(tuple((0, size) for size in row.full_shape)))
     else:
-      params[row.ours] = _place(read, shape, shardings[row.ours])
+      params[row.ours] = _place(read, row.full_shape, shardings[row.ours])
   return table.unflatten(params)
 
 
@@ -62,12 +62,13 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
   folder = pathlib.Path(folder)
   layout = hf_files.read_layout(folder)
   found = layout.tensors()
-  expected = {name: row.their_shape for name, (row, _) in table.tensors_of(cfg).items()}
-  optional = {table.HEAD: expected[table.EMBEDDING]} if cfg.tied else {}
+  prefix = names.prefix_of(cfg, found)
+  expected = {name: theirs.shape for name, theirs in table.tensors_of(cfg, prefix).items()}
+  optional = {names.HEAD: expected[table.embedding_name(cfg, prefix)]} if cfg.tied else {}
   known = expected | optional
   faults = {
     "missing": sorted(set(expected) - set(found)),
-    "unknown": sorted(n for n in found if n not in known and not table.is_skipped(n)),
+    "unknown": sorted(n for n in found if n not in known and not names.is_skipped(n)),
     "of the wrong shape": [
       f"{n} is {list(t.shape)}, config.json says {list(known[n])}"
       for n, t in found.items()
@@ -78,7 +79,7 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
     ],
   }
   if any(faults.values()):
-    lines = [f"{len(names)} {what}: {few(names)}" for what, names in faults.items() if names]
+    lines = [f"{len(listed)} {what}: {few(listed)}" for what, listed in faults.items() if listed]
     raise UserError(
       f"{folder}: the weights do not match config.json (family {cfg.family}). "
       + "; ".join(lines)
@@ -90,24 +91,19 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
   return layout
 
 
-def _shape(row: table.Row) -> tuple[int, ...]:
-  return row.shape if row.num_layers is None else (row.num_layers, *row.shape)
-
-
 def _bytes_to_read(rows, arrays, shardings) -> int:
   """The bytes of the files behind the slices that this process's devices hold, each slice once."""
   total = 0
   for row in rows:
-    shape = _shape(row)
+    shape, depth = row.full_shape, len(row.stack)
     indices = {tuple((0, size) for size in shape)}
     if shardings is not None:
       held = shardings[row.ours].addressable_devices_indices_map(shape).values()
       indices = {_bounds(index, shape) for index in held}
-    itemsizes = [arrays[name].itemsize for name in row.names()]
     for bounds in indices:
-      num_values = math.prod(stop - start for start, stop in bounds[row.num_layers is not None :])
-      layers = range(*bounds[0]) if row.num_layers is not None else (0,)
-      total += num_values * sum(itemsizes[layer] for layer in layers)
+      num_values = math.prod(stop - start for start, stop in bounds[depth:])
+      leading = itertools.product(*(range(*pair) for pair in bounds[:depth]))
+      total += num_values * sum(arrays[row.name(index)].itemsize for index in leading)
   return total
 
 
@@ -128,17 +124,16 @@ def _place(read: Callable, shape, sharding) -> jax.Array:
   return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-def _reader(sources, row: table.Row, stacked: bool, dtype: np.dtype, count: Callable):
+def _reader(arrays, row: table.Row, dtype: np.dtype, count: Callable):
   """read(bounds) -> that slice of the parameter; what was read of the files is let go again."""
 
   def read(bounds) -> np.ndarray:
-    index = tuple(slice(*pair) for pair in bounds)
+    depth = len(row.stack)
+    cut = tuple(slice(*pair) for pair in bounds[depth:])
     out = np.empty([stop - start for start, stop in bounds], dtype)
-    if stacked:
-      for i, layer in enumerate(range(*bounds[0])):
-        fill(out[i], sources[layer], index[1:])
-    else:
-      fill(out, sources[0], index)
+    for here in np.ndindex(out.shape[:depth]):
+      index = tuple(i + start for i, (start, _) in zip(here, bounds[:depth], strict=True))
+      fill(out[here], arrays[row.name(index)], cut)
     return out
 
   def fill(out, source, index) -> None:
@@ -150,18 +145,18 @@ def _reader(sources, row: table.Row, stacked: bool, dtype: np.dtype, count: Call
   return read
 
 
-def _check_tied_head(folder, cfg: DecoderConfig, arrays) -> None:
+def _check_tied_head(folder, cfg: DecoderConfig, arrays, embedding_name: str) -> None:
   """A tied model may carry its head a second time; then the two must be one."""
-  if not cfg.tied or table.HEAD not in arrays:
+  if not cfg.tied or names.HEAD not in arrays:
     return
-  head, embedding = arrays[table.HEAD], arrays[table.EMBEDDING]
+  head, embedding = arrays[names.HEAD], arrays[embedding_name]
   rows = max(1, _CHUNK_BYTES // max(1, embedding[:1].nbytes))
   for start in range(0, len(embedding), rows):
     a, b = head[start : start + rows], embedding[start : start + rows]
     same = (a.astype(np.float32) == b.astype(np.float32)).all(axis=1)
     if not same.all():
       raise UserError(
-        f"{folder}: config.json says tie_word_embeddings, but {table.HEAD} differs from "
-        f"{table.EMBEDDING} (first in row {start + int(np.argmin(same)):,}). Set tie_word_embeddings "
-        f"to false to tune the two apart, or remove {table.HEAD}."
+        f"{folder}: config.json says tie_word_embeddings, but {names.HEAD} differs from "
+        f"{embedding_name} (first in row {start + int(np.argmin(same)):,}). Set tie_word_embeddings "
+        f"to false to tune the two apart, or remove {names.HEAD}."
       )

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.weights import hf_files, table
+from mlit_jax.weights import hf_files, names, table
 from mlit_jax.weights.load import READABLE
 
 
@@ -38,8 +38,11 @@ def save_folder(
   """
   leaves = table.flatten(params)
   _check_leaves(leaves, cfg)
-  sources = table.tensors_of(cfg)
-  layout = _target_layout(sources, cfg, dtypes, layout, max_shard_bytes)
+  spelled = layout.tensors() if layout else () if isinstance(dtypes, str) else dtypes
+  sources = table.tensors_of(cfg, names.prefix_of(cfg, spelled))
+  if cfg.tied and names.HEAD in spelled:  # spelled out: the embedding once more
+    sources[names.HEAD] = sources[table.embedding_name(cfg, names.prefix_of(cfg, spelled))]
+  layout = _target_layout(sources, dtypes, layout, max_shard_bytes)
   total = sum(tensor.end - tensor.start for tensor in layout.tensors().values())
   out = pathlib.Path(out).resolve()
   with _new_folder(out, total) as folder:
@@ -47,11 +50,10 @@ def save_folder(
     for file, header in layout.headers.items():
       with _shard(folder, file, header) as write:
         for tensor in hf_files.parse_header(header, file):
-          # A tied head that the source spells out is the embedding once more.
-          row, layer = sources.get(tensor.name) or sources[table.EMBEDDING]
-          array = _to_host(leaves[row.ours], layer)
+          theirs = sources[tensor.name]
+          arrays = [_to_host(leaves[row.ours], index) for row, index in theirs.parts]
           if folder:
-            write(tensor, _cast(table.to_theirs(array, row), tensor))
+            write(tensor, _cast(table.to_theirs(arrays, theirs), tensor))
           done += tensor.end - tensor.start
           if progress:
             progress(done, total)
@@ -116,10 +118,7 @@ def with_dtype(files: Mapping[str, bytes], dtype: str) -> dict[str, bytes]:
 
 
 def _check_leaves(leaves: dict, cfg: DecoderConfig) -> None:
-  shapes = {
-    row.ours: row.shape if row.num_layers is None else (row.num_layers, *row.shape)
-    for row in table.rows(cfg)
-  }
+  shapes = {row.ours: row.full_shape for row in table.rows(cfg)}
   wrong = set(shapes).symmetric_difference(leaves) or {
     name for name, shape in shapes.items() if leaves[name].shape != shape
   }
@@ -127,11 +126,9 @@ def _check_leaves(leaves: dict, cfg: DecoderConfig) -> None:
     raise ValueError(f"parameters do not belong to this config: {sorted(wrong)}")
 
 
-def _target_layout(sources, cfg, dtypes, source_layout, max_shard_bytes) -> hf_files.Layout:
-  shapes = {name: row.their_shape for name, (row, _) in sources.items()}
+def _target_layout(sources, dtypes, source_layout, max_shard_bytes) -> hf_files.Layout:
+  shapes = {name: theirs.shape for name, theirs in sources.items()}
   of_source = source_layout.tensors() if source_layout else {}
-  if cfg.tied and table.HEAD in of_source:
-    shapes[table.HEAD] = shapes[table.EMBEDDING]
   if isinstance(dtypes, str):
     dtypes = dict.fromkeys(shapes, dtypes)
   for name in shapes:
@@ -214,13 +211,13 @@ def _shard(folder, file: str, header: str):
   return hf_files.open_shard(folder / file, header) if folder else contextlib.nullcontext()
 
 
-def _to_host(leaf, layer: int | None) -> np.ndarray | None:
-  """A parameter, or one layer of it, on the first process's host; a collective if spread out."""
+def _to_host(leaf, index: tuple[int, ...]) -> np.ndarray | None:
+  """leaf[index] on the first process's host; a collective if spread out."""
   if isinstance(leaf, np.ndarray):
-    return leaf if layer is None else leaf[layer]
+    return leaf[index]
   with jax.transfer_guard("allow"):
-    if layer is not None:
-      leaf = _layer_of(leaf, np.int32(layer))
+    for i in index:
+      leaf = _slice_of(leaf, np.int32(i))
     if not leaf.is_fully_addressable:
       # Waited for everywhere: a process that runs ahead holds several whole tensors on its devices,
       # and collectives of several programs at once can lock each other out.
@@ -231,8 +228,8 @@ def _to_host(leaf, layer: int | None) -> np.ndarray | None:
 
 
 @jax.jit
-def _layer_of(stacked, layer):
-  return jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
+def _slice_of(stacked, i):
+  return jax.lax.dynamic_index_in_dim(stacked, i, 0, keepdims=False)
 
 
 def _cast(array: np.ndarray, tensor: hf_files.Tensor) -> np.ndarray:

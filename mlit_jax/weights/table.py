@@ -1,10 +1,13 @@
-"""One table of weight names: ours, Hugging Face's, and the pattern between them.
+"""How a tensor of theirs and a parameter of ours hold the same values, from the rows of names.py.
 
-Import reads a pattern left to right, export right to left. No other place knows Hugging Face names.
+Import reads a pattern left to right, export right to left.
 
-    "(N H) D -> D N H"    theirs is [N*H, D], ours [D, N, H]
+    "(N H) D -> D N H"        theirs is [N*H, D], ours [D, N, H]
+    "(N 1/3 H) D -> D N H"    theirs is [N*3*H, D], ours its second third (BLOOM's interleaved q, k, v)
 
-Parameters under blocks/ carry a leading L; row {layer} of theirs is slice `layer` of ours.
+Rows that name the same tensor and have no such fraction lie one after the other in its first axis, in the
+table's order (Phi-3's fused q, k, v). Parameters under blocks/ carry a leading L, experts E after it:
+the tensor named with {layer} (and {expert}) is that slice of ours.
 """
 
 import dataclasses
@@ -17,116 +20,111 @@ import numpy as np
 
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.decoder import param_specs
+from mlit_jax.weights import names as their_names
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-_LAYER = "model.layers.{layer}."
-
-TABLE = [
-  # ours, Hugging Face, theirs -> ours
-  ("embed/table_VD", EMBEDDING, "V D -> V D"),
-  ("blocks/attn_norm/scale_D", _LAYER + "input_layernorm.weight", "D -> D"),
-  ("blocks/attn/q_DNH", _LAYER + "self_attn.q_proj.weight", "(N H) D -> D N H"),
-  ("blocks/attn/k_DKH", _LAYER + "self_attn.k_proj.weight", "(K H) D -> D K H"),
-  ("blocks/attn/v_DKH", _LAYER + "self_attn.v_proj.weight", "(K H) D -> D K H"),
-  ("blocks/attn/o_NHD", _LAYER + "self_attn.o_proj.weight", "D (N H) -> N H D"),
-  ("blocks/attn/q_bias_NH", _LAYER + "self_attn.q_proj.bias", "(N H) -> N H"),
-  ("blocks/attn/k_bias_KH", _LAYER + "self_attn.k_proj.bias", "(K H) -> K H"),
-  ("blocks/attn/v_bias_KH", _LAYER + "self_attn.v_proj.bias", "(K H) -> K H"),
-  ("blocks/attn/o_bias_D", _LAYER + "self_attn.o_proj.bias", "D -> D"),
-  ("blocks/attn/q_norm/scale_H", _LAYER + "self_attn.q_norm.weight", "H -> H"),
-  ("blocks/attn/k_norm/scale_H", _LAYER + "self_attn.k_norm.weight", "H -> H"),
-  ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_proj.weight", "F D -> D F"),
-  ("blocks/mlp/up_DF", _LAYER + "mlp.up_proj.weight", "F D -> D F"),
-  ("blocks/mlp/down_FD", _LAYER + "mlp.down_proj.weight", "D F -> F D"),
-  ("blocks/mlp/gate_bias_F", _LAYER + "mlp.gate_proj.bias", "F -> F"),
-  ("blocks/mlp/up_bias_F", _LAYER + "mlp.up_proj.bias", "F -> F"),
-  ("blocks/mlp/down_bias_D", _LAYER + "mlp.down_proj.bias", "D -> D"),
-  ("final_norm/scale_D", "model.norm.weight", "D -> D"),
-  ("head/kernel_DV", HEAD, "V D -> D V"),
-]
-# The same name means two things: Llama's norm before the MLP is Gemma's norm after attention.
-PRE_NORMS = [
-  ("blocks/mlp_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
-]
-PRE_AND_POST_NORMS = [
-  ("blocks/post_attn_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
-  ("blocks/mlp_norm/scale_D", _LAYER + "pre_feedforward_layernorm.weight", "D -> D"),
-  ("blocks/post_mlp_norm/scale_D", _LAYER + "post_feedforward_layernorm.weight", "D -> D"),
-]
-# Buffers that old exports carry and that follow from config.json.
-SKIPPED = [
-  re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
-  re.compile(r"model\.rotary_emb\.inv_freq"),
-]
+EMBEDDING = "embed/table_VD"
+Slot = tuple[int, int]  # (which, of how many)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-  """ "(N H) D -> D N H": theirs as groups of axes, ours as single axes."""
+  """ "(N H) D -> D N H": theirs as groups of axes (or slots), ours as single axes."""
 
-  theirs: tuple[tuple[str, ...], ...]
+  theirs: tuple[tuple[str | Slot, ...], ...]
   ours: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One parameter of ours: its names on both sides, its shape without L, and the pattern."""
+  """One parameter of ours: its names on both sides, its shape without L and E, and the pattern."""
 
   ours: str
   theirs: str
   pattern: Pattern
   shape: tuple[int, ...]
-  num_layers: int | None  # None: not stacked
+  stack: tuple[int, ...] = ()  # (), (L,) or (L, E)
+  offset: int = 0  # where it begins in the first axis of their tensor
 
   def names(self) -> list[str]:
-    """Their tensors, in the order of the layers."""
-    if self.num_layers is None:
-      return [self.theirs]
-    return [self.theirs.format(layer=layer) for layer in range(self.num_layers)]
+    """Their tensors, in the order of the layers (and in each that of the experts)."""
+    return [self.name(index) for index in np.ndindex(*self.stack)]
+
+  def name(self, index: Sequence[int]) -> str:
+    """Their tensor that holds ours[index], of the leading axes."""
+    return self.theirs.format(**dict(zip(("layer", "expert"), index, strict=False)))
+
+  @property
+  def full_shape(self) -> tuple[int, ...]:
+    """The parameter's, with the leading axes."""
+    return self.stack + self.shape
 
   @property
   def their_shape(self) -> tuple[int, ...]:
-    sizes = dict(zip(self.pattern.ours, self.shape, strict=True))
-    return tuple(math.prod(sizes[axis] for axis in group) for group in self.pattern.theirs)
+    """Of their tensor, or of this row's part of it if several follow each other."""
+    sizes = self._sizes()
+    return tuple(math.prod(_size(a, sizes) for a in group) for group in self.pattern.theirs)
+
+  def _sizes(self) -> dict[str, int]:
+    return dict(zip(self.pattern.ours, self.shape, strict=True))
+
+  def flat_axes(self) -> list[str]:
+    """Their axes one by one, without the slots."""
+    return [axis for group in self.pattern.theirs for axis in group if isinstance(axis, str)]
 
 
-def rows(cfg: DecoderConfig) -> list[Row]:
-  """The rows that a decoder of this config needs, in the table's order."""
+@dataclasses.dataclass(frozen=True)
+class Theirs:
+  """One tensor of theirs: its shape, and the slices of our parameters that it holds."""
+
+  shape: tuple[int, ...]
+  parts: tuple[tuple[Row, tuple[int, ...]], ...]  # a row and the index of its leading axes
+
+
+def rows(cfg: DecoderConfig, prefix: str | None = None) -> list[Row]:
+  """The rows that a decoder of this config needs, in the table's order; `prefix` as in names.py."""
   specs = flatten(param_specs(cfg))
-  table = TABLE + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  table = their_names.of_family(cfg)
   unnamed = set(specs) - {ours for ours, _, _ in table}
-  assert not unnamed, f"no row in weights/table.py for {sorted(unnamed)}"
-  out = []
+  assert not unnamed, f"no row in weights/names.py for {sorted(unnamed)}"
+  out: list[Row] = []
+  ends: dict[str, int] = {}
   for ours, theirs, text in table:
     if ours not in specs:
       continue
-    shape = specs[ours].shape
-    stacked = ours.startswith("blocks/")
-    pattern = parse(text)
-    assert "".join(pattern.ours) == ours.rsplit("_", 1)[1], (ours, text)
-    out.append(Row(ours, theirs, pattern, shape[stacked:], shape[0] if stacked else None))
+    shape, pattern = specs[ours].shape, parse(text)
+    depth = ("{layer}" in theirs) + ("{expert}" in theirs)
+    letters = ours.rsplit("_", 1)[1]
+    assert "".join(pattern.ours) == letters[max(depth - 1, 0) :], (ours, text)
+    theirs = their_names.spell(cfg, theirs, prefix)
+    row = Row(ours, theirs, pattern, shape[depth:], shape[:depth], ends.get(theirs, 0))
+    if not any(isinstance(axis, tuple) for group in pattern.theirs for axis in group):
+      ends[theirs] = row.offset + row.their_shape[0]
+    out.append(row)
   return out
 
 
-def tensors_of(cfg: DecoderConfig) -> dict[str, tuple[Row, int | None]]:
-  """Every tensor of theirs, layer by layer as a forward pass reads them: name -> (row, layer)."""
-  found = [
-    (row.num_layers is not None, layer, name, row)
-    for row in rows(cfg)
-    for layer, name in enumerate(row.names())
-  ]
-  before = [item for item in found if not item[0] and item[2] == EMBEDDING]
-  after = [item for item in found if not item[0] and item[2] != EMBEDDING]
-  inside = sorted((item for item in found if item[0]), key=lambda item: item[1])
-  return {
-    name: (row, layer if stacked else None) for stacked, layer, name, row in before + inside + after
-  }
+def tensors_of(cfg: DecoderConfig, prefix: str | None = None) -> dict[str, Theirs]:
+  """Every tensor of theirs by name, layer by layer as a forward pass reads them."""
+  parts: dict[str, list] = {}
+  for row in rows(cfg, prefix):
+    for index in np.ndindex(*row.stack):
+      parts.setdefault(row.name(index), []).append((row, index))
+
+  def place(item):
+    row, index = item[1][0]
+    return (1, index[0]) if index else (0 if row.ours.startswith("embed") else 2, 0)
+
+  out = {}
+  for name, found in sorted(parts.items(), key=place):
+    first, *rest = found[0][0].their_shape
+    last = found[-1][0]
+    out[name] = Theirs((max(first, last.offset + last.their_shape[0]), *rest), tuple(found))
+  return out
 
 
-def is_skipped(name: str) -> bool:
-  """Whether their tensor is a buffer that may be left out."""
-  return any(pattern.fullmatch(name) for pattern in SKIPPED)
+def embedding_name(cfg: DecoderConfig, prefix: str | None = None) -> str:
+  """Their name of the embedding, which a tied head spells a second time."""
+  return next(row.theirs for row in rows(cfg, prefix) if row.ours == EMBEDDING)
 
 
 def read_slice(theirs, row: Row, index: Sequence[slice]) -> np.ndarray:
@@ -135,38 +133,57 @@ def read_slice(theirs, row: Row, index: Sequence[slice]) -> np.ndarray:
   Inside parentheses only the first axis is cut before reading: (N H) with N cut is one run of rows;
   with H cut it would be many, so those are read whole and cut afterwards.
   """
-  sizes = dict(zip(row.pattern.ours, row.shape, strict=True))
   bounds = {
-    axis: part.indices(sizes[axis])[:2] for axis, part in zip(row.pattern.ours, index, strict=True)
+    axis: part.indices(size)[:2]
+    for axis, part, size in zip(row.pattern.ours, index, row.shape, strict=True)
   }
-  read, flat_shape, firsts = [], [], set()
-  for first, *rest in row.pattern.theirs:
-    inner = math.prod(sizes[axis] for axis in rest)
-    start, stop = bounds[first]
-    read.append(slice(start * inner, stop * inner))
-    flat_shape += [stop - start, *(sizes[axis] for axis in rest)]
-    firsts.add(first)
-  flat_axes = [axis for group in row.pattern.theirs for axis in group]
-  array = theirs[tuple(read)].reshape(flat_shape)
-  array = array.transpose([flat_axes.index(axis) for axis in row.pattern.ours])
+  array = _part(theirs, row, bounds)
+  axes = row.flat_axes()
+  array = array.transpose([axes.index(axis) for axis in row.pattern.ours])
+  firsts = {group[0] for group in row.pattern.theirs}
   cut = [slice(None) if axis in firsts else slice(*bounds[axis]) for axis in row.pattern.ours]
   return array[tuple(cut)]
 
 
-def to_theirs(ours: np.ndarray, row: Row) -> np.ndarray:
-  """One layer of ours in their layout."""
-  flat_axes = [axis for group in row.pattern.theirs for axis in group]
-  array = ours.transpose([row.pattern.ours.index(axis) for axis in flat_axes])
-  return array.reshape(row.their_shape)
+def to_theirs(arrays: Sequence[np.ndarray], theirs: Theirs) -> np.ndarray:
+  """Their tensor from the arrays of its parts, each one layer of ours."""
+  out = np.empty(theirs.shape, arrays[0].dtype)
+  for array, (row, _) in zip(arrays, theirs.parts, strict=True):
+    whole = {axis: (0, size) for axis, size in zip(row.pattern.ours, row.shape, strict=True)}
+    order = [row.pattern.ours.index(axis) for axis in row.flat_axes()]
+    _part(out, row, whole)[...] = array.transpose(order)
+  return out
+
+
+def _part(theirs, row: Row, bounds: dict[str, tuple[int, int]]) -> np.ndarray:
+  """A view of the row's part of `theirs`, an axis for each of row.flat_axes(), cut as `bounds` says."""
+  sizes = row._sizes()
+  read, flat_shape, slots = [], [], []
+  for group in row.pattern.theirs:
+    first, *rest = group
+    inner = math.prod(_size(axis, sizes) for axis in rest)
+    start, stop = bounds[first]
+    offset = 0 if read else row.offset
+    read.append(slice(offset + start * inner, offset + stop * inner))
+    flat_shape += [stop - start, *(_size(axis, sizes) for axis in rest)]
+    slots += [axis[0] if isinstance(axis, tuple) else slice(None) for axis in group]
+  return theirs[tuple(read)].reshape(flat_shape)[tuple(slots)]
+
+
+def _size(axis: str | Slot, sizes: dict[str, int]) -> int:
+  return axis[1] if isinstance(axis, tuple) else sizes[axis]
 
 
 @functools.cache
 def parse(text: str) -> Pattern:
   """Pattern of its text."""
   left, right = text.split(" -> ")
-  groups = [tuple(re.findall(r"[A-Z]", part)) for part in re.findall(r"\([A-Z ]+\)|[A-Z]", left)]
+  groups = []
+  for part in re.findall(r"\([^)]+\)|[A-Z]", left):
+    items = part.strip("()").split()
+    groups.append(tuple(tuple(map(int, i.split("/"))) if "/" in i else i for i in items))
   ours = tuple(right.split())
-  assert sorted(axis for group in groups for axis in group) == sorted(set(ours)), text
+  assert sorted(a for group in groups for a in group if isinstance(a, str)) == sorted(ours), text
   return Pattern(tuple(groups), ours)
 
 

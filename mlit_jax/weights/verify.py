@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.weights import table
+from mlit_jax.weights import names, table
 
 # float32 on both sides: sums in another order give 1e-6 to 1e-4, a wrong tensor or setting 1e-1 and more.
 LIMIT = 1e-3
@@ -68,17 +68,15 @@ def compare_logits(
 def rounded(params: dict, cfg: DecoderConfig, dtypes: Mapping[str, str] | str) -> dict:
   """The parameters in float32, each value as the dtype of its exported tensor holds it."""
   leaves, out = table.flatten(params), {}
-  for row in table.rows(cfg):
-    leaf, names = leaves[row.ours], row.names()
-    kinds = [dtypes if isinstance(dtypes, str) else dtypes[name] for name in names]
+  prefix = names.prefix_of(cfg, () if isinstance(dtypes, str) else dtypes)
+  for row in table.rows(cfg, prefix):
+    leaf = leaves[row.ours]
+    kinds = [dtypes if isinstance(dtypes, str) else dtypes[name] for name in row.names()]
     for dtype in sorted(set(kinds) - {"float32"}):
       # Two operations, not one jit: XLA may leave out a cast there and back.
       cast = leaf.astype(dtype).astype(jnp.float32)
-      if row.num_layers is None:
-        leaf = cast
-      else:
-        here = np.array([kind == dtype for kind in kinds])
-        leaf = jnp.where(here.reshape(-1, *[1] * (leaf.ndim - 1)), cast, leaf)
+      here = np.array([kind == dtype for kind in kinds]).reshape(row.stack)
+      leaf = jnp.where(np.expand_dims(here, tuple(range(here.ndim, leaf.ndim))), cast, leaf)
     out[row.ours] = leaf
   return table.unflatten(out)
 

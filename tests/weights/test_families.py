@@ -91,9 +91,8 @@ def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
   theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
   largest = max(np.abs(grad).max() for grad in theirs.values())
   seen = set()
-  for name, (row, layer) in table.tensors_of(cfg).items():
-    grad = np.asarray(ours[row.ours])
-    grad = table.to_theirs(grad if layer is None else grad[layer], row)
+  for name, tensor in table.tensors_of(cfg).items():
+    grad = in_their_layout(ours, tensor)
     scale = np.abs(theirs[name]).max()
     assert scale > 0, name
     # Rounding is all that is left of a key's bias in a layer without positions: softmax ignores it.
@@ -147,10 +146,13 @@ def test_import_is_bitwise_from_shards_in_bfloat16(made, tmp_path):
   )
   assert families.bytes_of(tmp_path / "out") == families.bytes_of(tmp_path / "in")
   named = {n: p.to(torch.bfloat16).float() for n, p in made.model.state_dict().items()}
-  for name, (row, layer) in table.tensors_of(made.cfg).items():
-    array = np.asarray(table.flatten(params)[row.ours])
-    ours = table.to_theirs(array if layer is None else array[layer], row)
+  for name, tensor in table.tensors_of(made.cfg).items():
+    ours = in_their_layout(table.flatten(params), tensor)
     np.testing.assert_array_equal(ours, named[name].numpy(), err_msg=name)
+
+
+def in_their_layout(leaves, tensor: table.Theirs) -> np.ndarray:
+  return table.to_theirs([np.asarray(leaves[row.ours])[i] for row, i in tensor.parts], tensor)
 
 
 def test_tuned_logits_agree_in_every_language(made):

@@ -13,7 +13,7 @@ import torch
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import from_hf
-from mlit_jax.weights import hf_files, load, source, table
+from mlit_jax.weights import hf_files, load, names, source, table
 from tests import families
 
 
@@ -79,10 +79,10 @@ def test_old_rotary_buffers_are_skipped(tmp_path):
 def test_a_tied_head_must_be_the_embedding(tmp_path):
   cfg = make(tmp_path, "qwen3")
   before = table.flatten(load.load_params(tmp_path, cfg))
-  edit_weights(tmp_path, lambda t: t.update({table.HEAD: t[table.EMBEDDING].clone()}))
+  edit_weights(tmp_path, lambda t: t.update({names.HEAD: t[names.EMBEDDING].clone()}))
   after = table.flatten(load.load_params(tmp_path, cfg))
   assert before.keys() == after.keys() and "head/kernel_DV" not in after
-  edit_weights(tmp_path, lambda t: t[table.HEAD][300, 3].add_(1e-3))
+  edit_weights(tmp_path, lambda t: t[names.HEAD][300, 3].add_(1e-3))
   assert "differs from model.embed_tokens.weight (first in row 300)" in refused(tmp_path, cfg)
 
 

@@ -14,7 +14,7 @@ from mlit_jax import mesh
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.decoder import init_params, param_specs
-from mlit_jax.weights import hf_files, load, save, table
+from mlit_jax.weights import hf_files, load, names, save, table
 
 CFG = DecoderConfig(
   family="llama",
@@ -54,7 +54,7 @@ def test_a_model_from_scratch_comes_back(tmp_path, params, max_shard_bytes):
   for file in layout.headers:
     assert (out / file).stat().st_size <= max_shard_bytes + 8 + len(layout.headers[file])
   assert_same(load.load_params(out, CFG), params)
-  assert table.HEAD not in layout.tensors()
+  assert names.HEAD not in layout.tensors()
   assert os.listdir(out.parent) == ["out"]
   umask = os.umask(0)
   os.umask(umask)
@@ -72,13 +72,13 @@ def test_values_may_lie_on_the_host_in_any_dtype(tmp_path, params):
 def test_a_tied_head_that_the_source_spells_out_is_spelt_out_again(tmp_path, params):
   plain = hf_files.read_layout(export(params, tmp_path / "plain"))
   tensors = [(t.name, t.dtype, t.shape) for t in plain.tensors().values()]
-  layout = hf_files.plan_layout([*tensors, (table.HEAD, "bfloat16", (37, 8))])
+  layout = hf_files.plan_layout([*tensors, (names.HEAD, "bfloat16", (37, 8))])
   dtypes = {name: tensor.dtype for name, tensor in layout.tensors().items()}
   out = export(params, tmp_path / "out", layout=layout, dtypes=dtypes)
   assert hf_files.read_layout(out) == layout
   arrays = hf_files.map_tensors(out, layout)
   np.testing.assert_array_equal(
-    arrays[table.HEAD], arrays[table.EMBEDDING].astype(arrays[table.HEAD].dtype)
+    arrays[names.HEAD], arrays[names.EMBEDDING].astype(arrays[names.HEAD].dtype)
   )
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_write_is_found(tmp_path, params, monkeypatch):
   def swapped(*args):  # the index names a shard that does not hold the tensor
     layout = parse(*args)
     index = json.loads(layout.index)
-    index["weight_map"]["model.norm.weight"] = index["weight_map"][table.EMBEDDING]
+    index["weight_map"]["model.norm.weight"] = index["weight_map"][names.EMBEDDING]
     return hf_files.Layout(layout.headers, json.dumps(index))
 
   monkeypatch.setattr(hf_files, "plan_layout", swapped)

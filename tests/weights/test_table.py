@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.weights import table
+from mlit_jax.weights import names, table
 
 SIZES = {"N": 4, "H": 3, "D": 5}
 
 
 def row(text):
   pattern = table.parse(text)
-  return table.Row("x", "x", pattern, tuple(SIZES[axis] for axis in pattern.ours), None)
+  return table.Row("x", "x", pattern, tuple(SIZES[axis] for axis in pattern.ours))
+
+
+def alone(row):
+  return table.Theirs(row.their_shape, ((row, ()),))
 
 
 def test_a_pattern_names_the_same_element_on_both_sides():
@@ -32,9 +36,31 @@ def test_slices_are_cut_from_the_whole_and_export_undoes_import(text):
   r = row(text)
   theirs = np.arange(np.prod(r.their_shape)).reshape(r.their_shape)
   whole = table.read_slice(theirs, r, [slice(None)] * len(r.shape))
-  np.testing.assert_array_equal(table.to_theirs(whole, r), theirs)
+  np.testing.assert_array_equal(table.to_theirs([whole], alone(r)), theirs)
   for cut in itertools.product([slice(None), slice(1, 3), slice(2, 3)], repeat=len(r.shape)):
     np.testing.assert_array_equal(table.read_slice(theirs, r, cut), whole[cut])
+
+
+def test_parts_of_one_tensor_follow_each_other_or_interleave():
+  """Worked: q, k, v of two heads of one element: "q0 q1 k0 k1 v0 v1" and "q0 k0 v0 q1 k1 v1"."""
+  parts = [np.array([[0, 1]]), np.array([[2, 3]]), np.array([[4, 5]])]  # [D, N] each
+
+  def tensor(texts, first):
+    rows, offset = [], 0
+    for text in texts:
+      pattern = table.parse(text)
+      rows.append(table.Row("x", "x", pattern, (1, 2), (), offset))
+      offset += 2 if first is None else 0
+    return table.Theirs((6, 1), tuple((r, ()) for r in rows))
+
+  behind = tensor(["N D -> D N"] * 3, None)
+  between = tensor([f"(N {i}/3) D -> D N" for i in range(3)], 0)
+  for made, expected in ((behind, [0, 1, 2, 3, 4, 5]), (between, [0, 2, 4, 1, 3, 5])):
+    theirs = table.to_theirs(parts, made)
+    assert theirs[:, 0].tolist() == expected
+    for part, (r, _) in zip(parts, made.parts, strict=True):
+      for cut in ((slice(None), slice(None)), (slice(None), slice(1, 2))):
+        np.testing.assert_array_equal(table.read_slice(theirs, r, cut), part[cut])
 
 
 class Recorder:
@@ -83,23 +109,23 @@ ALL = dict(tied=False, qk_norm=True, attn_bias=True, out_bias=True, mlp_bias=Tru
 
 def test_every_row_is_used_and_every_name_is_one_tensor():
   used = {r.ours for post in (False, True) for r in table.rows(config(post_norms=post, **ALL))}
-  assert used == {ours for ours, _, _ in table.TABLE + table.PRE_NORMS + table.PRE_AND_POST_NORMS}
+  assert used == {ours for ours, _, _ in names.COMMON + names.PRE_NORMS + names.PRE_AND_POST_NORMS}
   for post in (False, True):
     rows = table.rows(config(post_norms=post, **ALL))
-    names = [name for r in rows for name in r.names()]
-    assert len(set(names)) == len(names) and set(names) == set(
+    found = [name for r in rows for name in r.names()]
+    assert len(set(found)) == len(found) and set(found) == set(
       table.tensors_of(config(post_norms=post, **ALL))
     )
 
 
 def test_a_parameter_without_a_row_is_an_error(monkeypatch):
-  monkeypatch.setattr(table, "TABLE", [r for r in table.TABLE if r[0] != "blocks/mlp/up_DF"])
+  monkeypatch.setattr(names, "COMMON", [r for r in names.COMMON if r[0] != "blocks/mlp/up_DF"])
   with pytest.raises(AssertionError, match=r"no row.*blocks/mlp/up_DF"):
     table.rows(config())
 
 
 def test_tensors_come_in_the_order_of_a_forward_pass():
-  names = list(table.tensors_of(config(tied=False)))
-  assert names[0] == table.EMBEDDING and names[-2:] == ["model.norm.weight", table.HEAD]
-  layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
+  found = list(table.tensors_of(config(tied=False)))
+  assert found[0] == names.EMBEDDING and found[-2:] == ["model.norm.weight", names.HEAD]
+  layers = [int(name.split(".")[2]) for name in found if ".layers." in name]
   assert layers == sorted(layers)

@@ -17,7 +17,7 @@ from mlit_jax.model.config import from_hf
 from mlit_jax.weights import load, save, source
 from tests import families
 from tests.families import assert_same_logits, our_logits
-from tests.variants import VOCAB_SIZE
+from tests.variants.common import VOCAB_SIZE
 
 # Beyond the windows (3 and 4) and beyond the 16 positions of the scaled RoPEs.
 TOKENS_BT = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 60), np.int32)

@@ -8,7 +8,7 @@ import pytest
 from mlit_jax import mesh as meshes
 from mlit_jax.model.config import from_hf
 from mlit_jax.model.decoder import param_specs
-from mlit_jax.weights import load, save, source, table, verify
+from mlit_jax.weights import load, names, save, source, table, verify
 from tests import families
 
 ROWS = {"en": list(range(3, 40)), "sw": [7, 250, 9, 11], "zh": list(range(200, 120, -1))}
@@ -63,7 +63,7 @@ def test_a_tensor_that_transformers_does_not_know_is_seen(tmp_path, opened):
 def test_each_layer_is_rounded_as_its_own_tensor(opened):
   _, cfg, params, _ = opened
   dtypes = dict.fromkeys(table.tensors_of(cfg), "float32")
-  dtypes |= {"model.layers.1.mlp.down_proj.weight": "bfloat16", table.EMBEDDING: "float16"}
+  dtypes |= {"model.layers.1.mlp.down_proj.weight": "bfloat16", names.EMBEDDING: "float16"}
   before, after = table.flatten(params), table.flatten(verify.rounded(params, cfg, dtypes))
   changed = {name for name in before if (np.asarray(before[name]) != np.asarray(after[name])).any()}
   assert changed == {"blocks/mlp/down_FD", table.rows(cfg)[0].ours}

@@ -1,0 +1,40 @@
+"""Llama and the families that follow it: SmolLM3 and Granite."""
+
+from __future__ import annotations
+
+from mlit_jax.model.families.common import biases, require, rope, sizes, windows
+
+
+def llama(c: dict) -> dict:
+  require(c, hidden_act=("silu",))
+  return sizes(c) | rope(c, ("default", "llama3", "linear", "dynamic", "yarn")) | biases(c)
+
+
+def smollm3(c: dict) -> dict:
+  require(c, hidden_act=("silu",), use_sliding_window=(False, None))
+  windows(c | {"sliding_window": None}, ["full_attention"])
+  every, layers = c.get("no_rope_layer_interval", 4), c["num_hidden_layers"]
+  turned = c.get("no_rope_layers")  # despite its name: 1 for a layer that rotates
+  if turned is None:
+    turned = [(i + 1) % every != 0 for i in range(layers)]
+  return (
+    sizes({"tie_word_embeddings": True} | c)
+    | rope(c, ("default", "linear", "llama3", "yarn"), theta=2e6)
+    | biases(c)
+    | {"position_free": tuple(not x for x in turned[:layers])}
+  )
+
+
+def granite(c: dict) -> dict:
+  require(c, hidden_act=("silu",))
+  return (
+    sizes(c)
+    | rope(c, ("default", "linear", "llama3", "yarn"))
+    | biases(c)
+    | {
+      "embed_scale": float(c.get("embedding_multiplier", 1.0)),
+      "query_scale": float(c.get("attention_multiplier", 1.0)),
+      "residual_scale": float(c.get("residual_multiplier", 1.0)),
+      "logit_scale": 1.0 / c.get("logits_scaling", 1.0),
+    }
+  )

@@ -1,0 +1,30 @@
+"""Qwen 2 and 3."""
+
+from __future__ import annotations
+
+from mlit_jax.model.families.common import require, rope, sizes, windows
+
+
+def qwen2(c: dict) -> dict:
+  require(c, hidden_act=("silu",))
+  return (
+    sizes(c)
+    | rope(c, ("default", "linear", "llama3", "yarn"))
+    | {"attn_bias": True, "windows": _qwen_windows(c)}
+  )
+
+
+def qwen3(c: dict) -> dict:
+  require(c, hidden_act=("silu",), attention_bias=(False, None), use_sliding_window=(False, None))
+  return sizes(c) | rope(c, ("default", "llama3", "linear", "yarn")) | {"qk_norm": True}
+
+
+def _qwen_windows(c: dict) -> tuple[int, ...]:
+  """Without use_sliding_window, published configs name a window all the same, which is not used."""
+  if c.get("use_sliding_window"):
+    first = c.get("max_window_layers", 28)
+    default = [
+      "sliding_attention" if i >= first else "full_attention" for i in range(c["num_hidden_layers"])
+    ]
+    return windows(c, default)
+  return windows(c | {"sliding_window": None}, ["full_attention"] * c["num_hidden_layers"])

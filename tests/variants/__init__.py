@@ -1,0 +1,10 @@
+"""What varies between the tiny models of tests/families.py: three or more per family."""
+
+from tests.variants import gemma, llama, mistral, qwen
+
+VARIANTS = {
+  **llama.VARIANTS,
+  **mistral.VARIANTS,
+  **qwen.VARIANTS,
+  **gemma.VARIANTS,
+}
