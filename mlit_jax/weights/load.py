@@ -1,17 +1,14 @@
 """Hugging Face tensors straight into the shards of our parameters."""
 
-import itertools
-import math
 import pathlib
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.weights import hf_files, names, table
+from mlit_jax.weights import hf_files, names, table, transfer
 from mlit_jax.weights.hf_files import few
 
 # float64 would not survive a float32 parameter; the rest are quantised weights.
@@ -36,24 +33,18 @@ def load_params(
   arrays = hf_files.map_tensors(folder, layout)
   prefix = names.prefix_of(cfg, arrays)
   _check_tied_head(folder, cfg, arrays, table.embedding_name(cfg, prefix))
-  if shardings is not None:
-    shardings = table.flatten(shardings)
   rows = table.rows(cfg, prefix)
-  params = {}
-  done, total = 0, _bytes_to_read(rows, arrays, shardings) if progress else 0
+  lying = dict.fromkeys(row.ours for row in rows) if shardings is None else table.flatten(shardings)
+  total = sum(transfer.bytes_to_read(arrays, row, lying[row.ours]) for row in rows)
+  done = 0
 
-  def count(array: np.ndarray) -> None:
+  def count(num_bytes: int) -> None:
     nonlocal done
-    done += array.nbytes
+    done += num_bytes
     if progress:
       progress(done, total)
 
-  for row in rows:
-    read = _reader(arrays, row, np.dtype(dtype), count)
-    if shardings is None:
-      params[row.ours] = jax.device_put(read(tuple((0, size) for size in row.full_shape)))
-    else:
-      params[row.ours] = _place(read, row.full_shape, shardings[row.ours])
+  params = {row.ours: transfer.place(arrays, row, lying[row.ours], dtype, count) for row in rows}
   return table.unflatten(params)
 
 
@@ -89,60 +80,6 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
       )
     )
   return layout
-
-
-def _bytes_to_read(rows, arrays, shardings) -> int:
-  """The bytes of the files behind the slices that this process's devices hold, each slice once."""
-  total = 0
-  for row in rows:
-    shape, depth = row.full_shape, len(row.stack)
-    indices = {tuple((0, size) for size in shape)}
-    if shardings is not None:
-      held = shardings[row.ours].addressable_devices_indices_map(shape).values()
-      indices = {_bounds(index, shape) for index in held}
-    for bounds in indices:
-      num_values = math.prod(stop - start for start, stop in bounds[depth:])
-      leading = itertools.product(*(range(*pair) for pair in bounds[:depth]))
-      total += num_values * sum(arrays[row.name(index)].itemsize for index in leading)
-  return total
-
-
-def _bounds(index, shape) -> tuple[tuple[int, int], ...]:
-  return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-
-
-def _place(read: Callable, shape, sharding) -> jax.Array:
-  """The parameter on its devices. Slice by slice, so that the host holds one at a time."""
-  holders: dict[tuple, list] = {}
-  for device, index in sharding.addressable_devices_indices_map(shape).items():
-    holders.setdefault(_bounds(index, shape), []).append(device)
-  shards = []
-  for bounds, devices in holders.items():  # replicas are read once
-    host = read(bounds)
-    shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
-    del host
-  return jax.make_array_from_single_device_arrays(shape, sharding, shards)
-
-
-def _reader(arrays, row: table.Row, dtype: np.dtype, count: Callable):
-  """read(bounds) -> that slice of the parameter; what was read of the files is let go again."""
-
-  def read(bounds) -> np.ndarray:
-    depth = len(row.stack)
-    cut = tuple(slice(*pair) for pair in bounds[depth:])
-    out = np.empty([stop - start for start, stop in bounds], dtype)
-    for here in np.ndindex(out.shape[:depth]):
-      index = tuple(i + start for i, (start, _) in zip(here, bounds[:depth], strict=True))
-      fill(out[here], arrays[row.name(index)], cut)
-    return out
-
-  def fill(out, source, index) -> None:
-    array = table.read_slice(source, row, index)
-    out[...] = array
-    count(array)
-    hf_files.release(source)
-
-  return read
 
 
 def _check_tied_head(folder, cfg: DecoderConfig, arrays, embedding_name: str) -> None:

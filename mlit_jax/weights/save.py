@@ -6,15 +6,15 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.weights import hf_files, names, table
+from mlit_jax.weights import hf_files, names, table, transfer
 from mlit_jax.weights.load import READABLE
 
 
@@ -51,9 +51,10 @@ def save_folder(
       with _shard(folder, file, header) as write:
         for tensor in hf_files.parse_header(header, file):
           theirs = sources[tensor.name]
-          arrays = [_to_host(leaves[row.ours], index) for row, index in theirs.parts]
+          arrays = [transfer.to_host(leaves[r.ours], i, tensor.dtype) for r, i in theirs.parts]
           if folder:
-            write(tensor, _cast(table.to_theirs(arrays, theirs), tensor))
+            _check_finite(arrays, theirs, leaves, tensor)
+            write(tensor, table.to_theirs(arrays, theirs))
           done += tensor.end - tensor.start
           if progress:
             progress(done, total)
@@ -207,42 +208,39 @@ def _agree(failure: UserError | None, out) -> None:
     )
 
 
+@contextlib.contextmanager
 def _shard(folder, file: str, header: str):
-  return hf_files.open_shard(folder / file, header) if folder else contextlib.nullcontext()
+  """write(tensor, array) of a shard: the last tensor goes to the disk while the next is made ready."""
+  if not folder:
+    yield None
+    return
+  with hf_files.open_shard(folder / file, header) as write, futures.ThreadPoolExecutor(1) as pool:
+    pending = None
+
+    def write_behind(tensor, array):
+      nonlocal pending
+      if pending:
+        pending.result()
+      pending = pool.submit(write, tensor, array)
+
+    yield write_behind
+    if pending:
+      pending.result()
 
 
-def _to_host(leaf, index: tuple[int, ...]) -> np.ndarray | None:
-  """leaf[index] on the first process's host; a collective if spread out."""
-  if isinstance(leaf, np.ndarray):
-    return leaf[index]
-  with jax.transfer_guard("allow"):
-    for i in index:
-      leaf = _slice_of(leaf, np.int32(i))
-    if not leaf.is_fully_addressable:
-      # Waited for everywhere: a process that runs ahead holds several whole tensors on its devices,
-      # and collectives of several programs at once can lock each other out.
-      leaf = jax.device_put(
-        leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec())
-      ).block_until_ready()
-    return np.asarray(leaf) if jax.process_index() == 0 else None
-
-
-@jax.jit
-def _slice_of(stacked, i):
-  return jax.lax.dynamic_index_in_dim(stacked, i, 0, keepdims=False)
-
-
-def _cast(array: np.ndarray, tensor: hf_files.Tensor) -> np.ndarray:
-  with np.errstate(over="ignore"):
-    cast = array.astype(hf_files.DTYPES[hf_files.CODES[tensor.dtype]])
-  if np.isfinite(cast).all():
-    return cast
-  if np.isfinite(array).all():
+def _check_finite(arrays, theirs: table.Theirs, leaves: dict, tensor: hf_files.Tensor) -> None:
+  for array, (row, index) in zip(arrays, theirs.parts, strict=True):
+    if transfer.is_finite(array):
+      continue
+    wide = transfer.to_host(leaves[row.ours], index, "float32")
+    if transfer.is_finite(wide):
+      raise UserError(
+        f"{tensor.name} holds {np.abs(wide).max():.3g}, beyond the range of {tensor.dtype}. Export "
+        "with --dtype bfloat16."
+      )
     raise UserError(
-      f"{tensor.name} holds {np.abs(array).max():.3g}, beyond the range of {tensor.dtype}. Export "
-      "with --dtype bfloat16."
+      f"{tensor.name} holds NaN or infinity: the run diverged. Export an earlier step."
     )
-  raise UserError(f"{tensor.name} holds NaN or infinity: the run diverged. Export an earlier step.")
 
 
 def _write_files(folder: pathlib.Path, files: Mapping[str, bytes], layout: hf_files.Layout) -> None:

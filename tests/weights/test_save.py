@@ -14,7 +14,7 @@ from mlit_jax import mesh
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.decoder import init_params, param_specs
-from mlit_jax.weights import hf_files, load, names, save, table
+from mlit_jax.weights import hf_files, load, names, save, table, transfer
 
 CFG = DecoderConfig(
   family="llama",
@@ -284,11 +284,11 @@ def test_import_and_export_count_bytes(tmp_path, params):
   assert told[-1] == (size, size)
   # Of one process among several only its own slices: here those of one device, as it would be asked.
   index = slice(0, 4), slice(0, 2)
-  rows = [row for row in table.rows(CFG) if row.ours == "embed/table_VD"]
+  (row,) = [row for row in table.rows(CFG) if row.ours == "embed/table_VD"]
 
   class Held:
     def addressable_devices_indices_map(self, shape):
       return {"device": index}
 
   arrays = hf_files.map_tensors(out, hf_files.read_layout(out))
-  assert load._bytes_to_read(rows, arrays, {"embed/table_VD": Held()}) == 4 * 2 * 2
+  assert transfer.bytes_to_read(arrays, row, Held()) == 4 * 2 * 2

@@ -1,0 +1,153 @@
+"""Values on their way between files and devices."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent import futures
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mlit_jax.weights import hf_files, table
+
+_THREADS = min(8, os.cpu_count() or 1)
+_ALIGNMENT = 64  # bytes
+_STRIP = 8  # values of a row: of 2 to 16, 8 is the fastest on an AMD EPYC
+
+
+def place(arrays, row: table.Row, sharding, dtype, count: Callable[[int], None]) -> jax.Array:
+  """The parameter of `row` on its devices, from the mapped tensors `arrays`.
+
+  One slice at a time is made on the host, its layers side by side; the files' pages are let go again.
+  `sharding` None is the default device. `count` is told the bytes read, from any thread.
+  """
+  shards = []
+  for bounds, devices in _slices(row, sharding).items():  # replicas are read once
+    host = _read(arrays, row, bounds, np.dtype(dtype), count)
+    shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
+    del host
+  if not sharding:
+    return shards[0]
+  return jax.make_array_from_single_device_arrays(row.full_shape, sharding, shards)
+
+
+def bytes_to_read(arrays, row: table.Row, sharding) -> int:
+  """The bytes of the files behind the slices that this process's devices hold, each slice once."""
+  total = 0
+  for bounds in _slices(row, sharding):
+    num_values = math.prod(stop - start for start, stop in bounds[len(row.stack) :])
+    total += num_values * sum(arrays[name].itemsize for name, _ in _names(row, bounds))
+  return total
+
+
+def copy(out: np.ndarray, values: np.ndarray) -> None:
+  """out[...] = values, whose axes may lie in another order. 3 to 4 times as fast as numpy's own.
+
+  bfloat16 becomes float32 as the upper half of each value; axes in another order go over in strips
+  that fit the cache.
+  """
+  if (values.dtype.name, out.dtype.name) == ("bfloat16", "float32") and sys.byteorder == "little":
+    halves = out.view(np.uint16).reshape(*out.shape, 2)
+    halves[..., 0] = 0
+    out, values = halves[..., 1], values.view(np.uint16)
+  if values.ndim < 2 or values.strides[-1] == min(values.strides):
+    out[...] = values
+    return
+  for start in range(0, values.shape[-1], _STRIP):
+    strip = slice(start, start + _STRIP)
+    out[..., strip] = values[..., strip]
+
+
+def to_host(leaf, index: Sequence[int], dtype: str) -> np.ndarray | None:
+  """leaf[index] in `dtype`, on the first process's host; a collective if spread out."""
+  if isinstance(leaf, np.ndarray):
+    leaf = jnp.asarray(leaf[tuple(index)])
+    index = ()
+  with jax.transfer_guard("allow"):
+    part = _slice(leaf, np.asarray(index, np.int32), np.dtype(dtype))
+    if not part.is_fully_addressable:
+      # Waited for everywhere: a process that runs ahead holds several whole tensors on its devices,
+      # and collectives of several programs at once can lock each other out.
+      part = jax.device_put(part, NamedSharding(part.sharding.mesh, P())).block_until_ready()
+    return np.asarray(part) if jax.process_index() == 0 else None
+
+
+def is_finite(array: np.ndarray) -> bool:
+  """Whether no value is NaN or infinite: all ones in the exponent."""
+  exponent = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}[array.dtype.name]
+  bits = array.view(np.uint16 if array.itemsize == 2 else np.uint32)
+  return not np.any((bits & bits.dtype.type(exponent)) == exponent)
+
+
+def cast(x: jax.Array, dtype) -> jax.Array:
+  """x in `dtype`, rounded to nearest even.
+
+  To bfloat16 on the bits: an accelerator's own cast may flush the smallest values to zero, and an export
+  would not be the source.
+  """
+  if (x.dtype, dtype) != (jnp.float32, jnp.bfloat16):
+    return x.astype(dtype)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+  rounded = jnp.where(jnp.isnan(x), jnp.uint32(0x7FC0), rounded)
+  return jax.lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
+
+
+def _slices(row: table.Row, sharding) -> dict[tuple, list]:
+  """{bounds of each axis: this process's devices that hold that slice}."""
+  if not sharding:
+    return {tuple((0, size) for size in row.full_shape): [None]}
+  holders: dict[tuple, list] = {}
+  indices = sharding.addressable_devices_indices_map(row.full_shape)
+  for device, index in indices.items():
+    bounds = tuple(part.indices(n)[:2] for part, n in zip(index, row.full_shape, strict=True))
+    holders.setdefault(bounds, []).append(device)
+  return holders
+
+
+def _names(row: table.Row, bounds) -> list[tuple[str, tuple[int, ...]]]:
+  """The tensors of theirs behind a slice, each with its place along the slice's leading axes."""
+  leading = bounds[: len(row.stack)]
+  return [
+    (row.name([i + start for i, (start, _) in zip(here, leading, strict=True)]), here)
+    for here in np.ndindex(*(stop - start for start, stop in leading))
+  ]
+
+
+def _read(arrays, row: table.Row, bounds, dtype, count: Callable[[int], None]) -> np.ndarray:
+  out = _aligned([stop - start for start, stop in bounds], dtype)
+  cut = [slice(*pair) for pair in bounds[len(row.stack) :]]
+
+  def read(item):
+    name, here = item
+    hf_files.prefetch(arrays[name])
+    values = table.read_slice(arrays[name], row, cut)
+    copy(out[here], values)
+    count(values.nbytes)
+    hf_files.release(arrays[name])
+
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    list(pool.map(read, _names(row, bounds)))
+  return out
+
+
+def _aligned(shape, dtype) -> np.ndarray:
+  """An empty array that a CPU device takes over as it is, where it would copy one that begins elsewhere."""
+  num_bytes = math.prod(shape) * dtype.itemsize
+  memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _slice(leaf, index, dtype):
+  for i in range(index.size):
+    leaf = jax.lax.dynamic_index_in_dim(leaf, index[i], 0, keepdims=False)
+  return cast(leaf, dtype)
