@@ -16,7 +16,7 @@ def test_casts_of_bfloat16_keep_every_bit():
   """All 65,536 of them, the subnormal ones included, there and back; NaN stays NaN."""
   every = np.arange(1 << 16, dtype=np.uint16).view(BFLOAT16)
   wide = np.empty((1 << 8, 1 << 8), np.float32)
-  transfer.copy(wide, every.reshape(wide.shape))
+  table.copy(wide, every.reshape(wide.shape))
   wide = wide.reshape(-1)
   np.testing.assert_array_equal(wide.view(np.uint32) >> 16, every.view(np.uint16))
   back = np.asarray(transfer.cast(jnp.asarray(wide), BFLOAT16))
@@ -35,7 +35,7 @@ def test_axes_in_any_order_are_copied(dtypes):
   for order in ((0, 1, 2), (2, 0, 1), (2, 1, 0), (1, 2, 0), (0, 2, 1)):
     view = values.transpose(order)[:, 1:]
     out = np.full(view.shape, np.nan, target)
-    transfer.copy(out, view)
+    table.copy(out, view)
     np.testing.assert_array_equal(out, view.astype(target))
 
 
