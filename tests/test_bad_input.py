@@ -241,6 +241,51 @@ def test_a_model_that_is_not_supported_or_not_there(attempt, model, tmp_path):
   assert_has(attempt("c.model.path = './nowhere'", *BASE), "'./nowhere'", "no such folder")
 
 
+def _quantised(folder):
+  from tests import families
+
+  families.edit_config(folder, quantization_config={"quant_method": "fp8"})
+
+
+def _misshapen(folder):
+  def change(tensors):
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1]
+
+  edit_tensors(folder, change)
+
+
+def _truncated(folder):
+  path = folder / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def _without_a_shard(folder):
+  from tests import families
+
+  families.make_model(folder, "qwen3", max_shard_size="40KB")
+  (folder / "model.safetensors").unlink()
+  sorted(folder.glob("model-0000*.safetensors"))[1].unlink()
+
+
+def _pickled(folder):
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+  "damage, parts",
+  [
+    (_quantised, ["config.json", "quantization_config (fp8)", "unquantised"]),
+    (_misshapen, ["1 of the wrong shape", "model.norm.weight is [31]", "[32]"]),
+    (_truncated, ["model.safetensors", "truncated", "Fetch the file again"]),
+    (_without_a_shard, ["1 of 5 shards", "model-00002-of-", "Fetch them"]),
+    (_pickled, ["pytorch_model.bin", "save_pretrained"]),
+  ],
+)
+def test_a_damaged_model(attempt, model, damage, parts):
+  damage(model)
+  assert_has(attempt(f"c.model.path = {str(model)!r}", *BASE), str(model), *parts)
+
+
 def test_a_vocabulary_smaller_than_the_tokenizer(attempt, model):
   tokenizer = commands.ROOT / "mlit_jax" / "assets" / "tokenizer12"
   message = attempt(

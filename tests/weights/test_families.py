@@ -20,7 +20,7 @@ import torch
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf
-from mlit_jax.weights import load, save, source, table
+from mlit_jax.weights import load, save, source, table, verify
 from tests import families
 from tests.families import alone, assert_same_logits, forward, our_logits
 
@@ -158,6 +158,14 @@ def in_their_layout(leaves, tensor: table.Theirs) -> np.ndarray:
 def test_tuned_logits_agree_in_every_language(made):
   ours_BTV = our_logits(made.tuned, made.cfg, made.tokens_BT)
   assert_same_logits(ours_BTV, families.hf_logits(made.tuned_model, made.tokens_BT))
+
+
+def test_tuned_logits_agree_after_an_export_in_bfloat16(made, tmp_path):
+  files = save.with_dtype(made.source.files, "bfloat16")
+  out = save.save_folder(made.tuned, made.cfg, tmp_path / "out", files=files, dtypes="bfloat16")
+  theirs_BTV = families.hf_logits(families.load_model(out), made.tokens_BT)
+  rounded = verify.rounded(made.tuned, made.cfg, "bfloat16")
+  assert_same_logits(our_logits(rounded, made.cfg, made.tokens_BT), theirs_BTV)
 
 
 def test_cached_decoding_continues_as_transformers_does_and_equals_the_full_pass(made):
