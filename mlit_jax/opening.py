@@ -182,7 +182,7 @@ def rows_to_compare(
   The first row of each language in the run's evaluation sets; a fixed text for the others.
   """
   found: dict[str, Conversation] = {}
-  for name, files in model.config["eval"]["sets"].items():
+  for name, files in read_run_config(root)["eval"]["sets"].items():
     try:
       rows = read_sources(files, where=f"eval.sets[{name!r}]", drop_bad=True)
     except UserError:
