@@ -147,7 +147,7 @@ def _check_leaves(leaves: dict, carried, cfg: DecoderConfig) -> None:
     raise ValueError(f"parameters do not belong to this config: {sorted(wrong)}")
   strange = [name for name in carried if not names.is_carried(cfg.family, name)]
   if strange or (cfg.family in names.CARRIED and not carried):
-    raise ValueError(f"family {cfg.family} does not carry {strange or 'nothing'}")
+    raise ValueError(f"not what family {cfg.family} carries: {strange or 'nothing'}")
 
 
 def _target_layout(sources, dtypes, carried, source_layout, max_shard_bytes) -> hf_files.Layout:
