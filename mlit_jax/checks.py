@@ -138,8 +138,8 @@ def check_images(encoded: Encoded, hf_config: dict) -> None:
   if len(at):
     i = int(np.searchsorted(encoded.offsets, at[0], side="right")) - 1
     raise UserError(
-      f"not supported: pictures. The row {encoded.example_ids[i]} holds the token {token}, which stands "
-      f"for one; {len(at):,} such tokens in all. Take these rows out."
+      f"not supported: pictures. The row {encoded.example_ids[i]} holds the token {token}, which "
+      f"stands for one; {len(at):,} such tokens in all. Take these rows out."
     )
 
 

@@ -74,12 +74,12 @@ def from_hf(config: dict) -> DecoderConfig:
 
 
 def text_config(config: dict) -> dict:
-  """The part of a config.json that describes the decoder: all, but in a model that also sees pictures."""
+  """The part of a config.json that describes the decoder: all, but in a model that also sees."""
   return config.get("text_config") or config
 
 
 def image_token(config: dict) -> int | None:
-  """The token that stands for a picture, in a model that sees them."""
+  """The token that stands for a picture, in a model that also sees."""
   return config.get("image_token_index", 262_144) if config["model_type"] == "gemma3" else None
 
 

@@ -49,8 +49,9 @@ PRE_AND_POST_NORMS = [
 PREFIXES: dict[str, tuple[str, ...]] = {
   "gemma3": ("language_model.model.", "model.language_model."),  # the hub; transformers 5 in memory
 }
-# Models that hold a decoder among other parts: how the tables' names begin in their folders, and how those
-# of the parts that are not tuned begin, behind "model." or not. These tensors are exported as they are.
+# Models that hold a decoder among other parts: what stands before the tables' names in their folders,
+# and how the names of the other parts begin, with or without "model." before. Those are not tuned and
+# exported as they are.
 WITHIN = {"gemma3": "language_model."}
 CARRIED = {"gemma3": ("vision_tower.", "multi_modal_projector.")}
 # The head's name where it does not stay HEAD, by the prefix of the others.

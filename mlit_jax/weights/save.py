@@ -116,7 +116,7 @@ def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[s
 
 
 def _eos(present: int | list | None, stop_ids: Sequence[int]) -> dict:
-  """The entry of a config that stops at `present`, then at `stop_ids` too; none if it does already."""
+  """The entry that stops at `present` and then at `stop_ids`; none where it does already."""
   present = [] if present is None else present if isinstance(present, list) else [present]
   absent = [int(i) for i in stop_ids if i not in present]
   ids = present + absent

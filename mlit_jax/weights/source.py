@@ -50,7 +50,7 @@ class ModelSource:
   config: dict
   files: dict[str, bytes]  # what an export carries, byte for byte
   layout: hf_files.Layout
-  # Tensors beside the decoder's, such as a vision tower: mapped from their files, exported as they are.
+  # Tensors beside the decoder's (a vision tower), mapped from their files: exported as they are.
   carried: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
 
   @property

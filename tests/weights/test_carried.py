@@ -281,8 +281,10 @@ def test_rows_with_pictures_are_refused():
 
 
 def test_a_run_exports_after_its_base_model_is_gone(tmp_path):
-  """Import, steps, checkpoint, --dtype, the comparison with transformers."""
-  make(tmp_path / "base", dtype="bfloat16", max_shard_size="40KB")
+  """Import, steps, checkpoint, --dtype, the comparison with transformers; names as in memory."""
+  make(tmp_path / "base", dtype="bfloat16")
+  respell(tmp_path / "base", as_in_memory)
+  spelled = set(hf_files.read_layout(tmp_path / "base").tensors())
   before = carried_bytes(tmp_path / "base")
   config = commands.write_config(
     tmp_path,
@@ -306,4 +308,5 @@ def test_a_run_exports_after_its_base_model_is_gone(tmp_path):
     code, said, err = commands.here(export, "--workdir", tmp_path / "run", "--out", out, *extra)
     assert code == 0 and "logits as in transformers" in said, said + err
     assert carried_bytes(out) == before
+    assert set(hf_files.read_layout(out).tensors()) == spelled
     assert {name: (out / name).read_bytes() for name in FILES} == FILES
