@@ -12,13 +12,14 @@ import numpy as np
 
 from mlit_jax import mesh as meshes
 from mlit_jax.config import flatten, nested
+from mlit_jax.data.encode import Encoded
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
-from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.config import DecoderConfig, image_token, text_config
 
 ANY = math.inf
 # Key -> (least, below): what a number may be.
@@ -122,11 +123,23 @@ def check_eval_set(s: EvalSet, languages: Iterable[str]) -> None:
 
 def check_positions(longest: int, hf_config: dict) -> None:
   """Refuse rows that are longer than what the base model can tell apart."""
-  known = hf_config.get("max_position_embeddings")
+  known = text_config(hf_config).get("max_position_embeddings")
   if known and longest > known:
     raise UserError(
       f"the longest row has {longest} tokens, but max_position_embeddings of the model is {known}. Set "
       f"batch.max_length to {known} or less; data.over_long says what becomes of longer rows."
+    )
+
+
+def check_images(encoded: Encoded, hf_config: dict) -> None:
+  """Refuse rows that stand for a picture: a run tunes on text alone."""
+  token = image_token(hf_config)
+  at = np.flatnonzero(encoded.tokens == token) if token is not None else ()
+  if len(at):
+    i = int(np.searchsorted(encoded.offsets, at[0], side="right")) - 1
+    raise UserError(
+      f"not supported: pictures. The row {encoded.example_ids[i]} holds the token {token}, which "
+      f"stands for one; {len(at):,} such tokens in all. Take these rows out."
     )
 
 

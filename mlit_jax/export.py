@@ -67,7 +67,8 @@ def run(root: Path, step: str, out: Path, dtype: str, compare: bool) -> None:
       written,
       files=files,
       dtypes=dtype or model.dtypes,
-      layout=None if dtype else model.layout,
+      layout=model.layout,  # with another dtype it still says how the names are spelled
+      carried=model.carried,
       progress=progress,
     )
   if compare:

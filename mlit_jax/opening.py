@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from mlit_jax import mesh as meshes
@@ -22,7 +23,7 @@ from mlit_jax.data.rows import Conversation, RowSet, read_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
-from mlit_jax.model.config import DecoderConfig, from_hf
+from mlit_jax.model.config import DecoderConfig, from_hf, text_config
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower, resolve_step
 from mlit_jax.training.console import Terminal
 from mlit_jax.weights import hf_files, load, source
@@ -42,6 +43,7 @@ class Opened:
   files: dict[str, bytes]
   dtypes: dict[str, str] | str  # of the tensors of the base model
   layout: hf_files.Layout | None
+  carried: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # see ModelSource
 
 
 def open_model(spec: str, mesh: Mesh, terminal: Terminal) -> Opened:
@@ -55,7 +57,9 @@ def open_model(spec: str, mesh: Mesh, terminal: Terminal) -> Opened:
   with terminal.transfer("import") as progress:
     params = load.load_params(found.folder, cfg, shardings, progress=progress)
   tokenizer = Tokenizer.load(found.folder, template_kwargs={"enable_thinking": False})
-  return Opened(spec, cfg, params, tokenizer, found.files, found.dtypes, found.layout)
+  return Opened(
+    spec, cfg, params, tokenizer, found.files, found.dtypes, found.layout, found.carried
+  )
 
 
 def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
@@ -79,13 +83,14 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
     # Whole tokenizers: one file of the base's left beside another tokenizer would be read by someone.
     kept = {name: content for name, content in base.files.items() if name not in TOKENIZER_FILES}
     files, dtypes, layout = kept | tokenizer.files, base.dtypes, base.layout
+    carried = base.carried
   else:
     files = {
       name: (root / "base" / name).read_bytes()
       for name in ("config.json", "generation_config.json")
     }
-    files, dtypes, layout = files | tokenizer.files, "float32", None
-  return Opened(f"{root}@{number}", cfg, params, tokenizer, files, dtypes, layout)
+    files, dtypes, layout, carried = files | tokenizer.files, "float32", None, {}
+  return Opened(f"{root}@{number}", cfg, params, tokenizer, files, dtypes, layout, carried)
 
 
 def read_run_config(root: Path) -> dict:
@@ -177,7 +182,7 @@ def rows_to_compare(
   The first row of each language in the run's evaluation sets; a fixed text for the others.
   """
   found: dict[str, Conversation] = {}
-  for name, files in model.config["eval"]["sets"].items():
+  for name, files in read_run_config(root)["eval"]["sets"].items():
     try:
       rows = read_sources(files, where=f"eval.sets[{name!r}]", drop_bad=True)
     except UserError:
@@ -186,7 +191,8 @@ def rows_to_compare(
       found.setdefault(c.lang, c)
   languages = list(_read_json(root / "data_plan.json")["languages"])
   languages += [lang for lang in found if lang not in languages]
-  positions = json.loads(model.files["config.json"]).get("max_position_embeddings")
+  hf = json.loads(model.files["config.json"])
+  positions = text_config(hf).get("max_position_embeddings")
   limit = min(max_tokens, positions or max_tokens)
   out, fixed = {}, []
   for lang in languages[:max_rows]:

@@ -56,6 +56,8 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
     checks.check_vocabulary(cfg, tokenizer)
     if base:
+      for of_text in (encoded, *(s.encoded for s in sets)):
+        checks.check_images(of_text, base.config)
       checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)
       load.check_names(base.folder, cfg)
     mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)

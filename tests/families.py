@@ -41,9 +41,9 @@ def random_model(variant: str, *, seed=0, **changes):
   import torch
   import transformers
 
-  sizes = {**SIZES, **VARIANTS[variant], **changes}
   config = transformers.AutoConfig.for_model(
-    **sizes, bos_token_id=None, eos_token_id=256, pad_token_id=None, attn_implementation="eager"
+    **keys_of(variant, bos_token_id=None, eos_token_id=256, pad_token_id=None, **changes),
+    attn_implementation="eager",
   )
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
   generator = torch.Generator().manual_seed(seed)
@@ -54,13 +54,21 @@ def random_model(variant: str, *, seed=0, **changes):
       if (
         p.ndim == 1
         and name.endswith("norm.weight")
-        and config.model_type not in ("gemma2", "gemma3_text")
+        and config.model_type not in ("gemma2", "gemma3", "gemma3_text")
       ):
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
         # Small against what the layers add, else a tied model only repeats its last token.
         p.mul_(0.5)
   return model
+
+
+def keys_of(variant: str, **changes) -> dict:
+  """Of the variant's config.json; sizes and changes belong to the text tower where there is one."""
+  keys = VARIANTS[variant]
+  if "text_config" in keys:
+    return {**keys, "text_config": {**SIZES, **keys["text_config"], **changes}}
+  return {**SIZES, **keys, **changes}
 
 
 def random_model_like(model):
@@ -187,7 +195,7 @@ def config_of(variant: str):
 
   from mlit_jax.model.config import from_hf
 
-  config = transformers.AutoConfig.for_model(**{**SIZES, **VARIANTS[variant]}).to_dict()
+  config = transformers.AutoConfig.for_model(**keys_of(variant)).to_dict()
   return from_hf(config)
 
 

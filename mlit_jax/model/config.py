@@ -73,6 +73,16 @@ def from_hf(config: dict) -> DecoderConfig:
     raise UserError(f"config.json of a {family} model has no {e.args[0]!r}") from e
 
 
+def text_config(config: dict) -> dict:
+  """The part of a config.json that describes the decoder: all, but in a model that also sees."""
+  return config.get("text_config") or config
+
+
+def image_token(config: dict) -> int | None:
+  """The token that stands for a picture, in a model that also sees."""
+  return config.get("image_token_index", 262_144) if config["model_type"] == "gemma3" else None
+
+
 def to_hf(cfg: DecoderConfig, *, max_length: int, bos_id, eos_id, pad_id) -> dict:
   """config.json for a model made from scratch (family llama)."""
   assert cfg.family == "llama", cfg.family

@@ -32,7 +32,7 @@ def load_params(
   layout = check_names(folder, cfg)
   arrays = hf_files.map_tensors(folder, layout)
   prefix = names.prefix_of(cfg, arrays)
-  _check_tied_head(folder, cfg, arrays, table.embedding_name(cfg, prefix))
+  _check_tied_head(folder, cfg, arrays, prefix)
   rows = table.rows(cfg, prefix)
   lying = dict.fromkeys(row.ours for row in rows) if shardings is None else table.flatten(shardings)
   total = sum(transfer.bytes_to_read(arrays, row, lying[row.ours]) for row in rows)
@@ -55,11 +55,17 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
   found = layout.tensors()
   prefix = names.prefix_of(cfg, found)
   expected = {name: theirs.shape for name, theirs in table.tensors_of(cfg, prefix).items()}
-  optional = {names.HEAD: expected[table.embedding_name(cfg, prefix)]} if cfg.tied else {}
+  head = names.head(prefix)
+  optional = {head: expected[table.embedding_name(cfg, prefix)]} if cfg.tied else {}
   known = expected | optional
+  carried = {n for n in found if names.is_carried(cfg.family, n)}
+  parts = names.CARRIED.get(cfg.family, ())
+  absent = [f"{part}*" for part in parts if not any(part in n for n in carried)]
   faults = {
-    "missing": sorted(set(expected) - set(found)),
-    "unknown": sorted(n for n in found if n not in known and not names.is_skipped(n)),
+    "missing": sorted(set(expected) - set(found)) + absent,
+    "unknown": sorted(
+      n for n in found if n not in known and n not in carried and not names.is_skipped(n)
+    ),
     "of the wrong shape": [
       f"{n} is {list(t.shape)}, config.json says {list(known[n])}"
       for n, t in found.items()
@@ -82,18 +88,19 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
   return layout
 
 
-def _check_tied_head(folder, cfg: DecoderConfig, arrays, embedding_name: str) -> None:
+def _check_tied_head(folder, cfg: DecoderConfig, arrays, prefix: str) -> None:
   """A tied model may carry its head a second time; then the two must be one."""
-  if not cfg.tied or names.HEAD not in arrays:
+  head_name, embedding_name = names.head(prefix), table.embedding_name(cfg, prefix)
+  if not cfg.tied or head_name not in arrays:
     return
-  head, embedding = arrays[names.HEAD], arrays[embedding_name]
+  head, embedding = arrays[head_name], arrays[embedding_name]
   rows = max(1, _CHUNK_BYTES // max(1, embedding[:1].nbytes))
   for start in range(0, len(embedding), rows):
     a, b = head[start : start + rows], embedding[start : start + rows]
     same = (a.astype(np.float32) == b.astype(np.float32)).all(axis=1)
     if not same.all():
       raise UserError(
-        f"{folder}: config.json says tie_word_embeddings, but {names.HEAD} differs from "
+        f"{folder}: config.json says tie_word_embeddings, but {head_name} differs from "
         f"{embedding_name} (first in row {start + int(np.argmin(same)):,}). Set tie_word_embeddings "
-        f"to false to tune the two apart, or remove {names.HEAD}."
+        f"to false to tune the two apart, or remove {head_name}."
       )

@@ -46,7 +46,16 @@ PRE_AND_POST_NORMS = [
 ]
 # Where one family's folders begin their names in several ways: the beginning that the tables above use,
 # and after it those that stand in its place.
-PREFIXES: dict[str, tuple[str, ...]] = {}
+PREFIXES: dict[str, tuple[str, ...]] = {
+  "gemma3": ("language_model.model.", "model.language_model."),  # the hub; transformers 5 in memory
+}
+# Models that hold a decoder among other parts: what stands before the tables' names in their folders,
+# and how the names of the other parts begin, with or without "model." before. Those are not tuned and
+# exported as they are.
+WITHIN = {"gemma3": "language_model."}
+CARRIED = {"gemma3": ("vision_tower.", "multi_modal_projector.")}
+# The head's name where it does not stay HEAD, by the prefix of the others.
+_HEADS = {"language_model.model.": "language_model." + HEAD}
 # Buffers that old exports carry and that follow from config.json.
 SKIPPED = [
   re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
@@ -56,7 +65,9 @@ SKIPPED = [
 
 def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
   """The rows that the config's family may use."""
-  return COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  rows = COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  within = WITHIN.get(cfg.family, "")
+  return [(ours, within + theirs, pattern) for ours, theirs, pattern in rows] if within else rows
 
 
 def prefix_of(cfg: DecoderConfig, found: Iterable[str]) -> str:
@@ -70,9 +81,21 @@ def prefix_of(cfg: DecoderConfig, found: Iterable[str]) -> str:
 def spell(cfg: DecoderConfig, name: str, prefix: str | None) -> str:
   """A name of the tables as a folder with this prefix has it."""
   usual = PREFIXES.get(cfg.family, ("",))[0]
-  if prefix is None or prefix == usual or not name.startswith(usual):
+  if prefix is None or prefix == usual:
     return name
-  return prefix + name.removeprefix(usual)
+  if name == head(usual):
+    return head(prefix)
+  return prefix + name.removeprefix(usual) if name.startswith(usual) else name
+
+
+def head(prefix: str) -> str:
+  """The head's name in a folder with this prefix."""
+  return _HEADS.get(prefix, HEAD)
+
+
+def is_carried(family: str, name: str) -> bool:
+  """Whether their tensor is of a part that is not tuned, but exported as it is."""
+  return name.removeprefix("model.").startswith(CARRIED.get(family, ()))
 
 
 def is_skipped(name: str) -> bool:

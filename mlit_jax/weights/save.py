@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mlit_jax.errors import UserError
-from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.config import DecoderConfig, text_config
 from mlit_jax.weights import hf_files, names, table, transfer
 from mlit_jax.weights.load import READABLE
 
@@ -26,6 +26,7 @@ def save_folder(
   files: Mapping[str, bytes],
   dtypes: Mapping[str, str] | str,
   layout: hf_files.Layout | None = None,
+  carried: Mapping[str, np.ndarray] | None = None,
   max_shard_bytes: int = hf_files.MAX_SHARD_BYTES,
   progress: Callable[[int, int], None] | None = None,
 ) -> pathlib.Path:
@@ -33,16 +34,18 @@ def save_folder(
 
   `dtypes` is one dtype for all or one per tensor of theirs (of the source). With the source's
   `layout` and dtypes the shards get the source's names, headers and order, so an untouched model comes out
-  byte for byte. Under several processes all must call this; the first one writes, and one tensor of
+  byte for byte. `carried` are the source's tensors beside the decoder's, written as they are whatever
+  `dtypes` says. Under several processes all must call this; the first one writes, and one tensor of
   theirs at a time is whole in memory. `progress` is told (bytes written, of how many).
   """
-  leaves = table.flatten(params)
-  _check_leaves(leaves, cfg)
+  leaves, carried = table.flatten(params), carried or {}
+  _check_leaves(leaves, carried, cfg)
   spelled = layout.tensors() if layout else () if isinstance(dtypes, str) else dtypes
-  sources = table.tensors_of(cfg, names.prefix_of(cfg, spelled))
-  if cfg.tied and names.HEAD in spelled:  # spelled out: the embedding once more
-    sources[names.HEAD] = sources[table.embedding_name(cfg, names.prefix_of(cfg, spelled))]
-  layout = _target_layout(sources, dtypes, layout, max_shard_bytes)
+  prefix = names.prefix_of(cfg, spelled)
+  sources = table.tensors_of(cfg, prefix)
+  if cfg.tied and names.head(prefix) in spelled:  # spelled out: the embedding once more
+    sources[names.head(prefix)] = sources[table.embedding_name(cfg, prefix)]
+  layout = _target_layout(sources, dtypes, carried, layout, max_shard_bytes)
   total = sum(tensor.end - tensor.start for tensor in layout.tensors().values())
   out = pathlib.Path(out).resolve()
   with _new_folder(out, total) as folder:
@@ -50,11 +53,12 @@ def save_folder(
     for file, header in layout.headers.items():
       with _shard(folder, file, header) as write:
         for tensor in hf_files.parse_header(header, file):
-          theirs = sources[tensor.name]
-          arrays = [transfer.to_host(leaves[r.ours], i, tensor.dtype) for r, i in theirs.parts]
+          if tensor.name in carried:
+            array = carried[tensor.name]
+          else:
+            array = _gather(leaves, sources[tensor.name], tensor)
           if folder:
-            _check_finite(arrays, theirs, leaves, tensor)
-            write(tensor, table.to_theirs(arrays, theirs))
+            write(tensor, array)
           done += tensor.end - tensor.start
           if progress:
             progress(done, total)
@@ -98,13 +102,21 @@ def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[s
     if name not in files:
       continue
     content = _json(name, files[name])
-    present = content.get("eos_token_id")
-    present = [] if present is None else present if isinstance(present, list) else [present]
-    absent = [int(i) for i in stop_ids if i not in present]
-    if absent:
-      ids = present + absent
-      out[name] = _dump(content | {"eos_token_id": ids if len(ids) > 1 else ids[0]}, files[name])
+    text = text_config(content)
+    changed = content | _eos(content.get("eos_token_id", text.get("eos_token_id")), stop_ids)
+    if text is not content and "eos_token_id" in text:
+      changed["text_config"] = text | _eos(text["eos_token_id"], stop_ids)
+    if changed != content:
+      out[name] = _dump(changed, files[name])
   return out
+
+
+def _eos(present: int | list | None, stop_ids: Sequence[int]) -> dict:
+  """The entry that stops at `present` and then at `stop_ids`; none where it does already."""
+  present = [] if present is None else present if isinstance(present, list) else [present]
+  absent = [int(i) for i in stop_ids if i not in present]
+  ids = present + absent
+  return {"eos_token_id": ids if len(ids) > 1 else ids[0]} if absent else {}
 
 
 def with_dtype(files: Mapping[str, bytes], dtype: str) -> dict[str, bytes]:
@@ -112,22 +124,29 @@ def with_dtype(files: Mapping[str, bytes], dtype: str) -> dict[str, bytes]:
   content = _json("config.json", files["config.json"])
   # transformers 5 writes dtype and reads both; older ones know only torch_dtype.
   keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["torch_dtype"]
-  if all(content.get(key) == dtype for key in keys):
-    return dict(files)
   changed = content | {key: dtype for key in keys}
+  text = text_config(content)
+  if text is not content:  # that of the other parts stays: their tensors are not cast
+    inner = {key: dtype for key in ("dtype", "torch_dtype") if key in text}
+    changed["text_config"] = text | inner
+  if changed == content:
+    return dict(files)
   return dict(files) | {"config.json": _dump(changed, files["config.json"])}
 
 
-def _check_leaves(leaves: dict, cfg: DecoderConfig) -> None:
+def _check_leaves(leaves: dict, carried, cfg: DecoderConfig) -> None:
   shapes = {row.ours: row.full_shape for row in table.rows(cfg)}
   wrong = set(shapes).symmetric_difference(leaves) or {
     name for name, shape in shapes.items() if leaves[name].shape != shape
   }
   if wrong:
     raise ValueError(f"parameters do not belong to this config: {sorted(wrong)}")
+  strange = [name for name in carried if not names.is_carried(cfg.family, name)]
+  if strange or (cfg.family in names.CARRIED and not carried):
+    raise ValueError(f"not what family {cfg.family} carries: {strange or 'nothing'}")
 
 
-def _target_layout(sources, dtypes, source_layout, max_shard_bytes) -> hf_files.Layout:
+def _target_layout(sources, dtypes, carried, source_layout, max_shard_bytes) -> hf_files.Layout:
   shapes = {name: theirs.shape for name, theirs in sources.items()}
   of_source = source_layout.tensors() if source_layout else {}
   if isinstance(dtypes, str):
@@ -138,6 +157,7 @@ def _target_layout(sources, dtypes, source_layout, max_shard_bytes) -> hf_files.
         f"dtype {dtypes[name]!r} of {name}: one of {', '.join(READABLE)} is expected."
       )
   wanted = {name: (shape, dtypes[name]) for name, shape in shapes.items()}
+  wanted |= {name: (array.shape, array.dtype.name) for name, array in carried.items()}
   if wanted == {name: (t.shape, t.dtype) for name, t in of_source.items()}:
     return source_layout
   return hf_files.plan_layout(
@@ -228,19 +248,32 @@ def _shard(folder, file: str, header: str):
       pending.result()
 
 
-def _check_finite(arrays, theirs: table.Theirs, leaves: dict, tensor: hf_files.Tensor) -> None:
+def _gather(leaves: dict, theirs: table.Theirs, tensor: hf_files.Tensor) -> np.ndarray | None:
+  """Their tensor in the first process, none in the others; all must call this."""
+  arrays = [transfer.to_host(leaves[row.ours], i, tensor.dtype) for row, i in theirs.parts]
+  if jax.process_index() != 0:
+    return None
   for array, (row, index) in zip(arrays, theirs.parts, strict=True):
-    if transfer.is_finite(array):
-      continue
-    wide = transfer.to_host(leaves[row.ours], index, "float32")
-    if transfer.is_finite(wide):
-      raise UserError(
-        f"{tensor.name} holds {np.abs(wide).max():.3g}, beyond the range of {tensor.dtype}. Export "
-        "with --dtype bfloat16."
-      )
-    raise UserError(
-      f"{tensor.name} holds NaN or infinity: the run diverged. Export an earlier step."
+    if not transfer.is_finite(array):
+      raise UserError(f"{tensor.name} {_fault(leaves[row.ours], index, tensor.dtype)}")
+  return table.to_theirs(arrays, theirs)
+
+
+def _fault(leaf, index, dtype: str) -> str:
+  """Why a tensor has values that are not finite in `dtype`."""
+  if (
+    not isinstance(leaf, np.ndarray) and not leaf.is_fully_addressable
+  ):  # the others do not join in
+    return (
+      f"holds values that {dtype} cannot: the run diverged, or they are beyond its range. Export an "
+      "earlier step, or with --dtype bfloat16."
     )
+  wide = transfer.to_host(leaf, index, "float32")
+  if transfer.is_finite(wide):
+    return (
+      f"holds {np.abs(wide).max():.3g}, beyond the range of {dtype}. Export with --dtype bfloat16."
+    )
+  return "holds NaN or infinity: the run diverged. Export an earlier step."
 
 
 def _write_files(folder: pathlib.Path, files: Mapping[str, bytes], layout: hf_files.Layout) -> None:

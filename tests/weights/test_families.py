@@ -19,8 +19,8 @@ import torch
 
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
-from mlit_jax.model.config import DecoderConfig, from_hf
-from mlit_jax.weights import load, save, source, table, verify
+from mlit_jax.model.config import DecoderConfig, from_hf, text_config
+from mlit_jax.weights import load, names, save, source, table, verify
 from tests import families
 from tests.families import alone, assert_same_logits, forward, our_logits
 
@@ -53,7 +53,9 @@ def made(request, tmp_path_factory):
   cfg = from_hf(s.config)
   params = load.load_params(folder / "in", cfg)
   tuned = families.tuned(params)
-  out = save.save_folder(tuned, cfg, folder / "out", files=s.files, dtypes=s.dtypes)
+  out = save.save_folder(
+    tuned, cfg, folder / "out", files=s.files, dtypes=s.dtypes, carried=s.carried
+  )
   tokens_BT = families.rows_in_twelve_languages(out, LENGTH)
   return Made(folder / "in", model, s, cfg, params, tuned, out, families.load_model(out), tokens_BT)
 
@@ -88,10 +90,13 @@ def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
   model.zero_grad()
   logits_BTV = model(input_ids=torch.tensor(arrays[0])).logits
   (logits_BTV * torch.tensor(weights_BTV)).sum().backward()
-  theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+  named = dict(model.named_parameters())
+  carried = {name for name in named if names.is_carried(cfg.family, name)}
+  assert not any(named[name].grad is not None for name in carried)
+  theirs = {name: p.grad.numpy() for name, p in named.items() if name not in carried}
   largest = max(np.abs(grad).max() for grad in theirs.values())
   seen = set()
-  for name, tensor in table.tensors_of(cfg).items():
+  for name, tensor in table.tensors_of(cfg, names.prefix_of(cfg, theirs)).items():
     grad = in_their_layout(ours, tensor)
     scale = np.abs(theirs[name]).max()
     assert scale > 0, name
@@ -127,7 +132,13 @@ def test_logits_in_float64(made, monkeypatch):
 def test_export_of_import_is_the_source_byte_for_byte(made, tmp_path):
   s = made.source
   save.save_folder(
-    made.params, made.cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes, layout=s.layout
+    made.params,
+    made.cfg,
+    tmp_path / "out",
+    files=s.files,
+    dtypes=s.dtypes,
+    layout=s.layout,
+    carried=s.carried,
   )
   assert families.bytes_of(tmp_path / "out") == families.bytes_of(made.folder)
 
@@ -136,17 +147,16 @@ def test_import_is_bitwise_from_shards_in_bfloat16(made, tmp_path):
   """Cast there and back, so that the two dtypes and the several files are those of the hub."""
   s = made.source
   files = save.with_dtype(s.files, "bfloat16")
-  kwargs = dict(files=files, dtypes="bfloat16")
+  kwargs = dict(files=files, dtypes="bfloat16", carried=s.carried)
   save.save_folder(made.params, made.cfg, tmp_path / "in", max_shard_bytes=40_000, **kwargs)
   s = source.read_source(tmp_path / "in")
   assert len(s.layout.headers) > 1
   params = load.load_params(tmp_path / "in", made.cfg)
-  save.save_folder(
-    params, made.cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes, layout=s.layout
-  )
+  kwargs = dict(files=s.files, dtypes=s.dtypes, layout=s.layout, carried=s.carried)
+  save.save_folder(params, made.cfg, tmp_path / "out", **kwargs)
   assert families.bytes_of(tmp_path / "out") == families.bytes_of(tmp_path / "in")
   named = {n: p.to(torch.bfloat16).float() for n, p in made.model.state_dict().items()}
-  for name, tensor in table.tensors_of(made.cfg).items():
+  for name, tensor in table.tensors_of(made.cfg, names.prefix_of(made.cfg, named)).items():
     ours = in_their_layout(table.flatten(params), tensor)
     np.testing.assert_array_equal(ours, named[name].numpy(), err_msg=name)
 
@@ -162,7 +172,8 @@ def test_tuned_logits_agree_in_every_language(made):
 
 def test_tuned_logits_agree_after_an_export_in_bfloat16(made, tmp_path):
   files = save.with_dtype(made.source.files, "bfloat16")
-  out = save.save_folder(made.tuned, made.cfg, tmp_path / "out", files=files, dtypes="bfloat16")
+  kwargs = dict(files=files, dtypes="bfloat16", carried=made.source.carried)
+  out = save.save_folder(made.tuned, made.cfg, tmp_path / "out", **kwargs)
   theirs_BTV = families.hf_logits(families.load_model(out), made.tokens_BT)
   rounded = verify.rounded(made.tuned, made.cfg, "bfloat16")
   assert_same_logits(our_logits(rounded, made.cfg, made.tokens_BT), theirs_BTV)
@@ -251,7 +262,9 @@ def test_configs_as_published_are_read_alike(made):
   """transformers 4 wrote neither layer_types nor rope_parameters: what it left out is derived alike."""
   import transformers
 
-  old = {k: v for k, v in made.source.config.items() if k not in ("layer_types", "no_rope_layers")}
+  config = made.source.config
+  text = text_config(config)
+  old = {k: v for k, v in text.items() if k not in ("layer_types", "no_rope_layers")}
   rope = dict(old.pop("rope_parameters"))
   if "full_attention" not in rope:
     old["rope_theta"] = rope.pop("rope_theta")
@@ -260,8 +273,9 @@ def test_configs_as_published_are_read_alike(made):
       old["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
   else:
     old["rope_parameters"] = rope
+  old = old if text is config else config | {"text_config": old}
   kept = {k: v for k, v in old.items() if k != "model_type"}
-  again = transformers.AutoConfig.for_model(made.source.config["model_type"], **kept).to_dict()
+  again = transformers.AutoConfig.for_model(config["model_type"], **kept).to_dict()
   expected = from_hf(again)
   assert from_hf(old) == expected
 

@@ -8,6 +8,7 @@ from mlit_jax.model.families import gemma, llama, mistral, qwen
 # model_type -> reader of the parsed config.json
 FAMILIES = {
   "gemma2": gemma.gemma2,
+  "gemma3": gemma.gemma3,
   "gemma3_text": gemma.gemma3_text,
   "granite": llama.granite,
   "llama": llama.llama,

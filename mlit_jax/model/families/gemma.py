@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 (text)."""
+"""Gemma 2 and 3."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import math
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.families.common import every, require, rope, sizes, windows
+
+# What transformers fills in of a text_config: the released folders of Gemma 3 leave it out.
+_GEMMA3 = {
+  "model_type": "gemma3_text",
+  "vocab_size": 262_208,
+  "hidden_size": 2304,
+  "intermediate_size": 9216,
+  "num_hidden_layers": 26,
+  "num_attention_heads": 8,
+  "num_key_value_heads": 4,
+  "rms_norm_eps": 1e-6,
+  "sliding_window": 4096,
+}
 
 
 def gemma2(c: dict) -> dict:
@@ -39,6 +52,18 @@ def gemma3_text(c: dict) -> dict:
       "windows": windows(c, every(c, c.get("sliding_window_pattern", 6))),
     }
   )
+
+
+def gemma3(c: dict) -> dict:
+  """The text tower of a model that also sees pictures; its other weights are carried (names.py)."""
+  text = _GEMMA3 | (c.get("text_config") or {})
+  if text["model_type"] != "gemma3_text":
+    raise UserError(f"not supported: a text_config of {text['model_type']!r} in gemma3")
+  # transformers caps the logits of gemma3_text and not those of gemma3, whatever this key says.
+  require(text, final_logit_softcapping=(None,))
+  # transformers 5 goes by the outer key, transformers 4 by the inner one and wrote only that.
+  tied = c.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
+  return gemma3_text(text | {"tie_word_embeddings": tied}) | {"family": "gemma3"}
 
 
 def _gemma(c: dict) -> dict:
