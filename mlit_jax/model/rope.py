@@ -99,9 +99,14 @@ def angles(freq, positions_BT) -> tuple[jax.Array, jax.Array]:
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTNH, cos, sin):
-  """Rotate pairs (i, i + H/2), the layout of the Hugging Face checkpoints."""
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+def rotate(x_BTNH, cos, sin, interleaved=False):
+  """Rotate pairs (i, i + H/2), the layout of most Hugging Face checkpoints, or (2i, 2i + 1).
+
+  Interleaved pairs come out as (i, i + H/2) all the same: the products of queries and keys, both so
+  ordered, do not see it.
+  """
+  x_f32 = x_BTNH.astype(jnp.float32)
+  a, b = (x_f32[..., ::2], x_f32[..., 1::2]) if interleaved else jnp.split(x_f32, 2, axis=-1)
   cos, sin = cos[:, :, None], sin[:, :, None]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 

@@ -35,6 +35,13 @@ COMMON = [
   ("final_norm/scale_D", "model.norm.weight", "D -> D"),
   ("head/kernel_DV", HEAD, "V D -> D V"),
 ]
+# Rows that take the place of those above for the parameters they name.
+OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
+  "cohere": [  # a scale per head, where the others have one for all
+    ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "N H -> N H"),
+    ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "K H -> K H"),
+  ],
+}
 # The same name means two things: Llama's norm before the MLP is Gemma's norm after attention.
 PRE_NORMS = [
   ("blocks/mlp_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
@@ -56,7 +63,10 @@ SKIPPED = [
 
 def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
   """The rows that the config's family may use."""
-  return COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  own = OF_FAMILY.get(cfg.family, [])
+  replaced = {ours for ours, _, _ in own}
+  common = [row for row in COMMON if row[0] not in replaced]
+  return common + own + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
 
 
 def prefix_of(cfg: DecoderConfig, found: Iterable[str]) -> str:
