@@ -35,6 +35,7 @@ class DecoderConfig:
   tied: bool = True
   query_scale: float | None = None  # None: head_dim ** -0.5
   rope_theta: float = 10_000.0
+  rotary_dim: int | None = None  # how many of a head's first dimensions turn; None: all
   rope_interleaved: bool = False  # pairs (2i, 2i + 1) turn together, not (i, i + H/2)
   rope_scaling: tuple | None = None  # sorted (key, value) pairs of the HF entry; global layers only
   position_free: tuple[bool, ...] = ()  # per layer, () = none
@@ -50,6 +51,8 @@ class DecoderConfig:
   def __post_init__(self):
     if not self.windows:
       object.__setattr__(self, "windows", (GLOBAL,) * self.num_layers)
+    if self.rotary_dim == self.head_dim:
+      object.__setattr__(self, "rotary_dim", None)
     if self.query_scale is None:
       object.__setattr__(self, "query_scale", self.head_dim**-0.5)
     if not any(self.position_free):  # also when num_layers was changed

@@ -40,7 +40,7 @@ CONFIGS = {
   ),
   "cohere2": DecoderConfig(
     family="cohere2", **SIZES, num_layers=3, num_kv_heads=1, norm="layer", parallel=True, tied=False,
-    rope_interleaved=True, windows=(3, 0, 3), position_free=(False, True, False),
+    rope_interleaved=True, rotary_dim=6, windows=(3, 0, 3), position_free=(False, True, False),
   ),
 }  # fmt: skip
 LENGTHS = [7, 1, 5, 9]

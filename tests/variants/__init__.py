@@ -1,6 +1,6 @@
 """What varies between the tiny models of tests/families.py: three or more per family."""
 
-from tests.variants import cohere, gemma, llama, mistral, qwen
+from tests.variants import cohere, gemma, llama, mistral, phi, qwen
 
 VARIANTS = {
   **llama.VARIANTS,
@@ -8,4 +8,5 @@ VARIANTS = {
   **qwen.VARIANTS,
   **gemma.VARIANTS,
   **cohere.VARIANTS,
+  **phi.VARIANTS,
 }

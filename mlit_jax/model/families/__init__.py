@@ -3,7 +3,7 @@
 A key that would change what the model computes is honoured here or refused; none is passed over.
 """
 
-from mlit_jax.model.families import cohere, gemma, llama, mistral, qwen
+from mlit_jax.model.families import cohere, gemma, llama, mistral, phi, qwen
 
 # model_type -> reader of the parsed config.json
 FAMILIES = {
@@ -15,6 +15,7 @@ FAMILIES = {
   "llama": llama.llama,
   "ministral3": mistral.ministral3,
   "mistral": mistral.mistral,
+  "phi3": phi.phi3,
   "qwen2": qwen.qwen2,
   "qwen3": qwen.qwen3,
   "smollm3": llama.smollm3,
