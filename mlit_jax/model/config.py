@@ -22,9 +22,12 @@ class DecoderConfig:
   head_dim: int
   d_ff: int
   norm_eps: float = 1e-6
+  norm: str = "rms"  # or layer: the mean is taken away first, no bias
   norm_plus_one: bool = False  # Gemma stores w and multiplies by 1 + w
   post_norms: bool = False  # Gemma 3 normalises the output of attention and MLP as well
   qk_norm: bool = False
+  qk_norm_per_head: bool = False  # Cohere: a LayerNorm, each head with a scale of its own
+  parallel: bool = False  # attention and MLP read the same norm, and both are added at once
   activation: str = "silu"  # or gelu_tanh
   embed_scale: float = 1.0
   residual_scale: float = 1.0  # of what attention and MLP add
@@ -32,6 +35,8 @@ class DecoderConfig:
   tied: bool = True
   query_scale: float | None = None  # None: head_dim ** -0.5
   rope_theta: float = 10_000.0
+  rotary_dim: int | None = None  # how many of a head's first dimensions turn; None: all
+  rope_interleaved: bool = False  # pairs (2i, 2i + 1) turn together, not (i, i + H/2)
   rope_scaling: tuple | None = None  # sorted (key, value) pairs of the HF entry; global layers only
   position_free: tuple[bool, ...] = ()  # per layer, () = none
   query_growth: tuple[float, int] | None = None  # (beta, length), see rope.query_growth
@@ -46,6 +51,8 @@ class DecoderConfig:
   def __post_init__(self):
     if not self.windows:
       object.__setattr__(self, "windows", (GLOBAL,) * self.num_layers)
+    if self.rotary_dim == self.head_dim:
+      object.__setattr__(self, "rotary_dim", None)
     if self.query_scale is None:
       object.__setattr__(self, "query_scale", self.head_dim**-0.5)
     if not any(self.position_free):  # also when num_layers was changed

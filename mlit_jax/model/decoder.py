@@ -199,7 +199,7 @@ def _block_graph(cfg):
 
 @functools.lru_cache
 def _norm_graph(cfg):
-  graph, state = nnx.split(layers.RmsNorm(cfg.d_model, "embed", cfg))
+  graph, state = nnx.split(layers.stream_norm(cfg))
   return graph, jax.tree.structure(state)
 
 

@@ -37,6 +37,30 @@ class RmsNorm(nnx.Module):
     return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+  """(x - mean) / std * scale in float32, without a bias; one scale (D), or one per head (NH)."""
+
+  def __init__(
+    self, letters: str, shape: tuple[int, ...], axes: tuple[str, ...], cfg: DecoderConfig
+  ):
+    self.eps, self.name = cfg.norm_eps, f"scale_{letters}"
+    setattr(self, self.name, param(shape, axes, std=0.0, mean=1.0))
+
+  def __call__(self, x):
+    scale = getattr(self, self.name)[...].astype(jnp.float32)
+    x_f32 = x.astype(jnp.float32)
+    x_f32 = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
+    normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps)
+    return (normed * scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)).astype(x.dtype)
+
+
+def stream_norm(cfg: DecoderConfig) -> nnx.Module:
+  """The family's norm of the residual stream."""
+  if cfg.norm == "layer":
+    return LayerNorm("D", (cfg.d_model,), ("embed",), cfg)
+  return RmsNorm(cfg.d_model, "embed", cfg)
+
+
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions."""
 
@@ -54,7 +78,10 @@ class Attention(nnx.Module):
       self.v_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
     if cfg.out_bias:
       self.o_bias_D = param((D,), ("embed",), std=0.0)
-    if cfg.qk_norm:
+    if cfg.qk_norm and cfg.qk_norm_per_head:
+      self.q_norm = LayerNorm("NH", (N, H), ("heads", "head_dim"), cfg)
+      self.k_norm = LayerNorm("KH", (K, H), ("kv_heads", "head_dim"), cfg)
+    elif cfg.qk_norm:
       self.q_norm = RmsNorm(H, "head_dim", cfg)
       self.k_norm = RmsNorm(H, "head_dim", cfg)
 
@@ -70,10 +97,10 @@ class Attention(nnx.Module):
     if self.cfg.qk_norm:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "head_dim")
-    q_BTNH = rotate(q_BTNH, *rope_BTH)
+    q_BTNH = rotate(q_BTNH, *rope_BTH, self.cfg.rope_interleaved)
     if growth_BT is not None:
       q_BTNH = q_BTNH * growth_BT[:, :, None, None].astype(q_BTNH.dtype)
-    return q_BTNH, rotate(k_BTKH, *rope_BTH), v_BTKH
+    return q_BTNH, rotate(k_BTKH, *rope_BTH, self.cfg.rope_interleaved), v_BTKH
 
   def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     o_BTNH = attention.attend(
@@ -115,17 +142,19 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer: attention and MLP, each normalised before (and, for Gemma 3, after)."""
+  """One layer: attention and MLP, each normalised before (and, for Gemma 3, after); Cohere's read one norm."""
 
   def __init__(self, cfg: DecoderConfig):
-    self.attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
+    self.attn_norm = stream_norm(cfg)
     self.attn = Attention(cfg)
-    self.mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
+    if not cfg.parallel:
+      self.mlp_norm = stream_norm(cfg)
     self.mlp = Mlp(cfg)
+    self.parallel = cfg.parallel
     self.post_norms, self.residual_scale = cfg.post_norms, cfg.residual_scale
     if cfg.post_norms:
-      self.post_attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
-      self.post_mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
+      self.post_attn_norm = stream_norm(cfg)
+      self.post_mlp_norm = stream_norm(cfg)
 
   def read(self, x_BTD):
     """What attention reads."""
@@ -133,6 +162,8 @@ class Block(nnx.Module):
 
   def add(self, x_BTD, h_BTD, o_BTD):
     """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
+    if self.parallel:
+      return x_BTD + self._scaled(o_BTD) + self._scaled(self.mlp(h_BTD))
     x_BTD = x_BTD + self._scaled(self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
     m_BTD = self.mlp(self.mlp_norm(x_BTD))
     return x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
@@ -151,7 +182,7 @@ class Decoder(nnx.Module):
     V, D = cfg.vocab_size, cfg.d_model
     self.embed = Embedding(V, D)
     self.blocks = Block(cfg)
-    self.final_norm = RmsNorm(D, "embed", cfg)
+    self.final_norm = stream_norm(cfg)
     if not cfg.tied:
       self.head = Head(V, D)
 

@@ -41,7 +41,7 @@ def tables(cfg: DecoderConfig, positions_BT, lengths_BT=None) -> list[tuple[jax.
   out = []
   for name in _present(_names(cfg)):
     if name == "free":
-      shape = (*positions_BT.shape, cfg.head_dim // 2)
+      shape = (*positions_BT.shape, _width(cfg) // 2)
       out.append((jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)))
       continue
     local = name == "local"
@@ -72,13 +72,17 @@ def frequencies(cfg: DecoderConfig, local: bool, lengths_BT=None) -> jax.Array:
 
   RoPE: Su et al. 2021, eq. 15. `llama3`: frequencies whose wavelength exceeds the original context are
   divided by the factor, with a linear ramp in between (Llama 3.1 release). `linear`: all are divided.
+  `longrope`: each is divided by its own factor, of one list or the other.
   """
   theta = cfg.rope_local_theta if local else cfg.rope_theta
-  freq = 1.0 / theta ** (jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
+  width = _width(cfg)
+  freq = 1.0 / theta ** (jnp.arange(0, width, 2, dtype=jnp.float32) / width)
   scaling = {} if local else dict(cfg.rope_scaling or ())
   kind = scaling.get("rope_type", "default")
   if kind == "dynamic" and lengths_BT is not None:
-    return _dynamic(theta, scaling, cfg.head_dim, lengths_BT)
+    return _dynamic(theta, scaling, width, lengths_BT)
+  if kind == "longrope":
+    return _longrope(freq, scaling, lengths_BT)
   if kind == "yarn":
     return _yarn(freq, theta, scaling)
   if kind == "linear":
@@ -99,17 +103,26 @@ def angles(freq, positions_BT) -> tuple[jax.Array, jax.Array]:
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTNH, cos, sin):
-  """Rotate pairs (i, i + H/2), the layout of the Hugging Face checkpoints."""
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+def rotate(x_BTNH, cos, sin, interleaved=False):
+  """Rotate pairs (i, i + H/2), the layout of most Hugging Face checkpoints, or (2i, 2i + 1).
+
+  Interleaved pairs come out as (i, i + H/2) all the same: the products of queries and keys, both so
+  ordered, do not see it. Dimensions beyond those that cosine and sine are of do not turn.
+  """
+  width = 2 * cos.shape[-1]
+  if width < x_BTNH.shape[-1]:
+    turned = rotate(x_BTNH[..., :width], cos, sin, interleaved)
+    return jnp.concatenate([turned, x_BTNH[..., width:]], axis=-1)
+  x_f32 = x_BTNH.astype(jnp.float32)
+  a, b = (x_f32[..., ::2], x_f32[..., 1::2]) if interleaved else jnp.split(x_f32, 2, axis=-1)
   cos, sin = cos[:, :, None], sin[:, :, None]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
 def attention_factor(cfg: DecoderConfig, local: bool) -> float:
-  """What cosine and sine are multiplied by: YaRN's temperature (Peng et al. 2023, eq. 22), else 1."""
+  """What cosine and sine are multiplied by: YaRN's temperature (Peng et al. 2023, eq. 22), LongRoPE's, or 1."""
   scaling = {} if local else dict(cfg.rope_scaling or ())
-  if scaling.get("rope_type") != "yarn":
+  if scaling.get("rope_type") not in ("yarn", "longrope"):
     return 1.0
   if "attention_factor" in scaling:
     return scaling["attention_factor"]
@@ -129,6 +142,20 @@ def _dynamic(theta: float, scaling: dict, width: int, lengths_BT) -> jax.Array:
   theta_BT = theta * (stretch_BT - (factor - 1)) ** (width / (width - 2))
   exponents = jnp.arange(0, width, 2, dtype=jnp.float32) / width
   return 1.0 / theta_BT[:, :, None] ** exponents[None, None]
+
+
+def _longrope(freq, scaling: dict, lengths_BT) -> jax.Array:
+  """LongRoPE (Ding et al. 2024): a segment beyond the original length turns by the long factors."""
+  short = freq / jnp.asarray(scaling["short_factor"], jnp.float32)
+  if lengths_BT is None:
+    return short
+  long = freq / jnp.asarray(scaling["long_factor"], jnp.float32)
+  is_long_BT = lengths_BT > scaling["original_max_position_embeddings"]
+  return jnp.where(is_long_BT[:, :, None], long[None, None], short[None, None])
+
+
+def _width(cfg) -> int:
+  return cfg.rotary_dim or cfg.head_dim
 
 
 def _depends_on_length(cfg) -> bool:

@@ -35,6 +35,21 @@ COMMON = [
   ("final_norm/scale_D", "model.norm.weight", "D -> D"),
   ("head/kernel_DV", HEAD, "V D -> D V"),
 ]
+# Rows that take the place of those above for the parameters they name. Rows of one tensor lie one after the
+# other in its first axis.
+OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
+  "cohere": [  # a scale per head, where the others have one for all
+    ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "N H -> N H"),
+    ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "K H -> K H"),
+  ],
+  "phi3": [
+    ("blocks/attn/q_DNH", _LAYER + "self_attn.qkv_proj.weight", "(N H) D -> D N H"),
+    ("blocks/attn/k_DKH", _LAYER + "self_attn.qkv_proj.weight", "(K H) D -> D K H"),
+    ("blocks/attn/v_DKH", _LAYER + "self_attn.qkv_proj.weight", "(K H) D -> D K H"),
+    ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_up_proj.weight", "F D -> D F"),
+    ("blocks/mlp/up_DF", _LAYER + "mlp.gate_up_proj.weight", "F D -> D F"),
+  ],
+}
 # The same name means two things: Llama's norm before the MLP is Gemma's norm after attention.
 PRE_NORMS = [
   ("blocks/mlp_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
@@ -65,9 +80,12 @@ SKIPPED = [
 
 def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
   """The rows that the config's family may use."""
-  rows = COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  own = OF_FAMILY.get(cfg.family, [])
+  replaced = {ours for ours, _, _ in own}
+  rows = [row for row in COMMON if row[0] not in replaced]
+  rows += own + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
   within = WITHIN.get(cfg.family, "")
-  return [(ours, within + theirs, pattern) for ours, theirs, pattern in rows] if within else rows
+  return [(ours, within + theirs, pattern) for ours, theirs, pattern in rows]
 
 
 def prefix_of(cfg: DecoderConfig, found: Iterable[str]) -> str:

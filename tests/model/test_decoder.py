@@ -34,6 +34,14 @@ CONFIGS = {
     family="gemma3_text", **SIZES, num_layers=2, num_kv_heads=2, norm_plus_one=True, post_norms=True,
     qk_norm=True, activation="gelu_tanh", rope_local_theta=1e4,
   ),
+  "cohere": DecoderConfig(
+    family="cohere", **SIZES, num_layers=2, num_kv_heads=2, norm="layer", parallel=True, qk_norm=True,
+    qk_norm_per_head=True, rope_interleaved=True, attn_bias=True, out_bias=True, logit_scale=0.5,
+  ),
+  "cohere2": DecoderConfig(
+    family="cohere2", **SIZES, num_layers=3, num_kv_heads=1, norm="layer", parallel=True, tied=False,
+    rope_interleaved=True, rotary_dim=6, windows=(3, 0, 3), position_free=(False, True, False),
+  ),
 }  # fmt: skip
 LENGTHS = [7, 1, 5, 9]
 T = 16  # of the packed rows: 7 + 1 + 5, and 9

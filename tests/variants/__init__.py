@@ -1,10 +1,12 @@
 """What varies between the tiny models of tests/families.py: three or more per family."""
 
-from tests.variants import gemma, llama, mistral, qwen
+from tests.variants import cohere, gemma, llama, mistral, phi, qwen
 
 VARIANTS = {
   **llama.VARIANTS,
   **mistral.VARIANTS,
   **qwen.VARIANTS,
   **gemma.VARIANTS,
+  **cohere.VARIANTS,
+  **phi.VARIANTS,
 }

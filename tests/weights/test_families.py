@@ -216,9 +216,9 @@ def test_cached_decoding_continues_as_transformers_does_and_equals_the_full_pass
     np.testing.assert_allclose(ours_BTV[r], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", ["dynamic"])
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_a_cache_beyond_the_original_length_is_refused_where_frequencies_change(kind):
-  variant = {"dynamic": "llama_dynamic"}[kind]
+  variant = {"dynamic": "llama_dynamic", "longrope": "phi3_longrope"}[kind]
   cfg = families.config_of(variant)
   length = dict(cfg.rope_scaling)["original_max_position_embeddings"]
   params = decoder.param_shapes(cfg)

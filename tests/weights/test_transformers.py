@@ -66,6 +66,17 @@ PUBLISHED = {
 }
 
 
+def test_longrope_takes_the_long_factors_from_the_first_token_beyond_the_original_length(tmp_path):
+  model = families.make_model(tmp_path, "phi3_longrope")
+  _, cfg, params = read(tmp_path)
+  original = dict(cfg.rope_scaling)["original_max_position_embeddings"]
+  at, beyond = (our_logits(params, cfg, TOKENS_BT[:, : original + n]) for n in (0, 1))
+  assert np.abs(beyond[:, :original] - at).max() > 0.1  # of the same tokens
+  for logits_BTV in (at, beyond):
+    theirs_BTV = families.hf_logits(model, TOKENS_BT[:, : logits_BTV.shape[1]])
+    assert_same_logits(logits_BTV, theirs_BTV)
+
+
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_configs_as_published_are_read_alike(tmp_path, variant):
   model = families.make_model(tmp_path, variant)

@@ -3,10 +3,12 @@
 A key that would change what the model computes is honoured here or refused; none is passed over.
 """
 
-from mlit_jax.model.families import gemma, llama, mistral, qwen
+from mlit_jax.model.families import cohere, gemma, llama, mistral, phi, qwen
 
 # model_type -> reader of the parsed config.json
 FAMILIES = {
+  "cohere": cohere.cohere,
+  "cohere2": cohere.cohere2,
   "gemma2": gemma.gemma2,
   "gemma3": gemma.gemma3,
   "gemma3_text": gemma.gemma3_text,
@@ -14,6 +16,7 @@ FAMILIES = {
   "llama": llama.llama,
   "ministral3": mistral.ministral3,
   "mistral": mistral.mistral,
+  "phi3": phi.phi3,
   "qwen2": qwen.qwen2,
   "qwen3": qwen.qwen3,
   "smollm3": llama.smollm3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mlit_jax.errors import UserError
 
 GLOBAL = 0  # a window of 0 sees the whole segment
@@ -22,6 +24,13 @@ ROPE_KEYS = {
     "original_max_position_embeddings",
     "truncate",
   },
+  "longrope": {
+    "factor",
+    "attention_factor",
+    "short_factor",
+    "long_factor",
+    "original_max_position_embeddings",
+  },
   "llama3": {
     "factor",
     "low_freq_factor",
@@ -39,11 +48,15 @@ def sizes(c: dict) -> dict:
     "num_layers": c["num_hidden_layers"],
     "num_heads": c["num_attention_heads"],
     "num_kv_heads": c.get("num_key_value_heads") or c["num_attention_heads"],
-    "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+    "head_dim": head_dim(c),
     "d_ff": c["intermediate_size"],
     "norm_eps": c["rms_norm_eps"],
     "tied": bool(c.get("tie_word_embeddings", False)),
   }
+
+
+def head_dim(c: dict) -> int:
+  return c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
 
 
 def biases(c: dict) -> dict:
@@ -72,10 +85,12 @@ def windows(c: dict, default: list[str]) -> tuple[int, ...]:
   return tuple(c["sliding_window"] if k == "sliding_attention" else GLOBAL for k in kinds)
 
 
-def rope(c: dict, supported: tuple[str, ...], theta: float = 10_000.0, also=frozenset()) -> dict:
+def rope(
+  c: dict, supported: tuple[str, ...], theta: float = 10_000.0, also=frozenset(), partial=False
+) -> dict:
   """rope_theta and rope_scaling from either spelling: rope_theta + rope_scaling, or rope_parameters.
 
-  `also` names keys of the entry that the family reads itself.
+  `also` names keys of the entry that the family reads itself. `partial` allows a partial_rotary_factor.
   """
   entry = dict(c.get("rope_parameters") or c.get("rope_scaling") or {})
   theta = entry.pop("rope_theta", None) or c.get("rope_theta") or theta
@@ -86,13 +101,14 @@ def rope(c: dict, supported: tuple[str, ...], theta: float = 10_000.0, also=froz
       f"not supported: rope type {kind!r} of {c['model_type']}; "
       f"supported are {', '.join(supported)}"
     )
-  partial = entry.pop("partial_rotary_factor", None) or c.get("partial_rotary_factor") or 1.0
-  if partial != 1.0:
-    raise UserError(f"not supported: partial_rotary_factor = {partial} of {c['model_type']}")
+  turned = entry.pop("partial_rotary_factor", None) or c.get("partial_rotary_factor") or 1.0
+  rotary_dim = int(head_dim(c) * turned)
+  if turned != 1.0 and (not partial or rotary_dim % 2):
+    raise UserError(f"not supported: partial_rotary_factor = {turned} of {c['model_type']}")
   entry = {key: value for key, value in entry.items() if value is not None}
   if kind in ("llama3", "yarn"):
     entry.setdefault("original_max_position_embeddings", c.get("max_position_embeddings"))
-  if "factor" in ROPE_KEYS[kind] and "factor" not in entry:
+  if "factor" in ROPE_KEYS[kind] and kind != "longrope" and "factor" not in entry:
     raise UserError(f"not supported: rope type {kind} without a factor, of {c['model_type']}")
   unknown = set(entry) - ROPE_KEYS[kind] - also
   if unknown:
@@ -101,8 +117,36 @@ def rope(c: dict, supported: tuple[str, ...], theta: float = 10_000.0, also=froz
     )
   if kind == "dynamic":
     entry["original_max_position_embeddings"] = c["max_position_embeddings"]
+  if kind == "longrope":
+    entry = _longrope(c, entry, rotary_dim)
   scaling = None if kind == "default" else tuple(sorted({"rope_type": kind, **entry}.items()))
-  return {"rope_theta": float(theta), "rope_scaling": scaling}
+  fields = {"rope_theta": float(theta), "rope_scaling": scaling}
+  return fields if turned == 1.0 else fields | {"rotary_dim": rotary_dim}
+
+
+def _longrope(c: dict, entry: dict, rotary_dim: int) -> dict:
+  """A longrope entry with its original length and its attention factor worked out.
+
+  The original length beside the entry goes before the one in it, as in transformers.
+  """
+  key = "original_max_position_embeddings"
+  original = c.get(key) or entry.get(key) or c["max_position_embeddings"]
+  if entry.get(key, original) != original:
+    raise UserError(
+      f"not supported: {key} = {original}, but {entry[key]} of rope type longrope, of {c['model_type']}"
+    )
+  out = {key: original}
+  for name in ("short_factor", "long_factor"):
+    factors = tuple(float(x) for x in entry.get(name, ()))
+    if len(factors) != rotary_dim // 2:
+      raise UserError(
+        f"not supported: {len(factors)} values of {name} for {rotary_dim // 2} frequencies, of "
+        f"{c['model_type']}"
+      )
+    out[name] = factors
+  factor = entry.get("factor", c["max_position_embeddings"] / original)
+  usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+  return out | {"attention_factor": float(entry.get("attention_factor", usual))}
 
 
 def require(c: dict, **allowed) -> None:
