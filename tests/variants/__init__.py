@@ -1,8 +1,9 @@
 """What varies between the tiny models of tests/families.py: three or more per family."""
 
-from tests.variants import gemma, llama, mistral, qwen
+from tests.variants import bloom, gemma, llama, mistral, qwen
 
 VARIANTS = {
+  **bloom.VARIANTS,
   **llama.VARIANTS,
   **mistral.VARIANTS,
   **qwen.VARIANTS,

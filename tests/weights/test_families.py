@@ -244,13 +244,13 @@ def test_configs_as_published_are_read_alike(made):
   import transformers
 
   old = {k: v for k, v in made.source.config.items() if k not in ("layer_types", "no_rope_layers")}
-  rope = dict(old.pop("rope_parameters"))
-  if "full_attention" not in rope:
+  rope = dict(old.pop("rope_parameters", {}))
+  if "full_attention" not in rope and rope:
     old["rope_theta"] = rope.pop("rope_theta")
     old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     if "partial_rotary_factor" in rope:
       old["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-  else:
+  elif rope:
     old["rope_parameters"] = rope
   kept = {k: v for k, v in old.items() if k != "model_type"}
   again = transformers.AutoConfig.for_model(made.source.config["model_type"], **kept).to_dict()
