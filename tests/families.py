@@ -53,13 +53,17 @@ def random_model(variant: str, *, seed=0, **changes):
       p.normal_(0.0, 0.3 if p.ndim == 1 else 1.5 * p.shape[-1] ** -0.5, generator=generator)
       if (
         p.ndim == 1
-        and name.endswith("norm.weight")
+        and name.endswith(".weight")
         and config.model_type not in ("gemma2", "gemma3", "gemma3_text")
       ):
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
         # Small against what the layers add, else a tied model only repeats its last token.
         p.mul_(0.5)
+      if name.endswith("word_embeddings_layernorm.weight"):  # likewise: now of either sign
+        p.sub_(1.0).mul_(3.0)
+      if config.model_type == "bloom" and name.endswith(".bias"):
+        p.mul_(0.3)  # seven a layer: what all tokens have in common would hide the rest
   return model
 
 

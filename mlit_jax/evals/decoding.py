@@ -314,7 +314,7 @@ def _cast_matrices(params, dtype):
   """Weights in the compute dtype, once for all tokens; norms stay float32, as in the model."""
 
   def cast(path, x):
-    return x if path[-1].key.startswith("scale_") else x.astype(dtype)
+    return x if path[-1].key.startswith(("scale_", "bias_")) else x.astype(dtype)
 
   return jax.tree.map_with_path(cast, params)
 

@@ -10,14 +10,42 @@ NEVER = -1e30  # finite: a row of padding must not turn into NaN
 
 def visible(q_positions, k_positions, q_segments, k_segments, window) -> jax.Array:
   """mask_BTS: same segment, not later, and within `window` tokens (0: any distance)."""
-  distance_BTS = q_positions[:, :, None] - k_positions[:, None, :]
+  distance_BTS = distance(q_positions, k_positions)
   same_BTS = q_segments[:, :, None] == k_segments[:, None, :]
   near_BTS = (distance_BTS < window) | (window == 0)
   return same_BTS & (distance_BTS >= 0) & near_BTS
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale: float, softcap: float | None) -> jax.Array:
+def distance(q_positions, k_positions) -> jax.Array:
+  """distance_BTS: by how many tokens a key lies before a query; meaningless between segments."""
+  return q_positions[:, :, None] - k_positions[:, None, :]
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+  """Per head, what a token of distance costs its score (Press et al. 2022, ALiBi).
+
+  2^(-8/n), 2^(-16/n), ... for n heads, n a power of two; the heads beyond the largest such n take every
+  second slope of 2n heads, from the first on, as the authors' code and BLOOM do.
+  """
+  n = 1 << (num_heads.bit_length() - 1)
+  first = [2.0 ** (-8.0 * i / n) for i in range(1, n + 1)]
+  return tuple(first + [2.0 ** (-4.0 * i / n) for i in range(1, 2 * (num_heads - n), 2)])
+
+
+def attend(
+  q_BTNH,
+  k_BSKH,
+  v_BSKH,
+  mask_BTS,
+  *,
+  scale: float,
+  softcap: float | None,
+  slopes: tuple[float, ...] | None = None,
+  distance_BTS=None,
+) -> jax.Array:
   """Grouped-query attention, o_BTNH. Scores and softmax are float32: bfloat16 loses the tail.
+
+  With `slopes`, one per query head, a score is less by its head's slope times `distance_BTS` (ALiBi).
 
   Query head n reads kv head n // G, as in the Hugging Face implementations. Heads are brought to the
   front so that both products are plain batched matrix products, and the division by the softmax's sum
@@ -34,6 +62,9 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale: float, softcap: float | N
     scores_BKRS = softcap * jnp.tanh(scores_BKRS / softcap)
   bias_BTS = jnp.where(mask_BTS, 0.0, NEVER)  # NEVER swallows any score it is added to
   scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S) + bias_BTS[:, None, None]
+  if slopes is not None:
+    slopes_KG11 = jnp.asarray(slopes, jnp.float32).reshape(K, G, 1, 1)
+    scores_BKGTS -= slopes_KG11[None] * distance_BTS[:, None, None].astype(jnp.float32)
   top_BKGT1 = jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True))
   weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
   total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)

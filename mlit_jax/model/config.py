@@ -22,13 +22,17 @@ class DecoderConfig:
   head_dim: int
   d_ff: int
   norm_eps: float = 1e-6
-  norm: str = "rms"  # or layer: the mean is taken away first, no bias
+  norm: str = "rms"  # or layer: the mean is taken away first
+  norm_bias: bool = False  # of a layer norm
   norm_plus_one: bool = False  # Gemma stores w and multiplies by 1 + w
+  embed_norm: bool = False  # BLOOM normalises embeddings as well
+  residual_after_norm: bool = False  # attention and MLP add to what they read, not to what came in
   post_norms: bool = False  # Gemma 3 normalises the output of attention and MLP as well
   qk_norm: bool = False
   qk_norm_per_head: bool = False  # Cohere: a LayerNorm, each head with a scale of its own
   parallel: bool = False  # attention and MLP read the same norm, and both are added at once
   activation: str = "silu"  # or gelu_tanh
+  gated: bool = True  # False: the MLP is down(act(up x))
   embed_scale: float = 1.0
   residual_scale: float = 1.0  # of what attention and MLP add
   logit_scale: float = 1.0
@@ -39,6 +43,7 @@ class DecoderConfig:
   rope_interleaved: bool = False  # pairs (2i, 2i + 1) turn together, not (i, i + H/2)
   rope_scaling: tuple | None = None  # sorted (key, value) pairs of the HF entry; global layers only
   position_free: tuple[bool, ...] = ()  # per layer, () = none
+  alibi: bool = False  # biases of the scores in place of rotation
   query_growth: tuple[float, int] | None = None  # (beta, length), see rope.query_growth
   rope_local_theta: float | None = None  # of layers with a window; None: as the global ones
   windows: tuple[int, ...] = ()  # per layer, 0 = global; () = all global

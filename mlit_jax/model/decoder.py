@@ -97,7 +97,9 @@ def apply(
     h_BTD = block.read(x_BTD)
     q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
     mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
-    x_BTD = block.add(x_BTD, h_BTD, block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT))
+    distance_BTT = attention.distance(positions_BT, positions_BT) if cfg.alibi else None
+    o_BTD = block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT, distance_BTT)
+    x_BTD = block.add(x_BTD, h_BTD, o_BTD)
     return mesh.constrain(x_BTD, "batch", "length", "width"), None
 
   x_BTD, _ = jax.lax.scan(_with_remat(layer, remat), x_BTD, (params["blocks"], *_kinds(cfg)))
@@ -138,7 +140,8 @@ def apply_cached(
     k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
     v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
     mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
-    o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS)
+    distance_BTS = attention.distance(positions_BT, slots_BS) if cfg.alibi else None
+    o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS, distance_BTS)
     return block.add(x_BTD, h_BTD, o_BTD), (k_BSKH, v_BSKH)
 
   x_BTD, (k, v) = jax.lax.scan(
@@ -153,6 +156,8 @@ def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:
   x_BTD = table_VD[tokens_BT]
   if cfg.embed_scale != 1.0:
     x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, dtype)
+  if cfg.embed_norm:
+    x_BTD = _bind(*_norm_graph(cfg), params["embed_norm"])(x_BTD)
   return mesh.constrain(x_BTD, "batch", "length", "width")
 
 

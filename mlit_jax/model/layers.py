@@ -38,20 +38,26 @@ class RmsNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """(x - mean) / std * scale in float32, without a bias; one scale (D), or one per head (NH)."""
+  """(x - mean) / std * scale, plus a bias if the family has one, in float32; weights (D), or per head (NH)."""
 
   def __init__(
     self, letters: str, shape: tuple[int, ...], axes: tuple[str, ...], cfg: DecoderConfig
   ):
-    self.eps, self.name = cfg.norm_eps, f"scale_{letters}"
-    setattr(self, self.name, param(shape, axes, std=0.0, mean=1.0))
+    self.eps, self.letters, self.bias = cfg.norm_eps, letters, cfg.norm_bias
+    setattr(self, f"scale_{letters}", param(shape, axes, std=0.0, mean=1.0))
+    if self.bias:
+      setattr(self, f"bias_{letters}", param(shape, axes, std=0.0))
 
   def __call__(self, x):
-    scale = getattr(self, self.name)[...].astype(jnp.float32)
     x_f32 = x.astype(jnp.float32)
     x_f32 = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
     normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps)
-    return (normed * scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)).astype(x.dtype)
+    out = normed * self._weight("scale", x.ndim)
+    return (out + self._weight("bias", x.ndim) if self.bias else out).astype(x.dtype)
+
+  def _weight(self, name: str, ndim: int) -> jax.Array:
+    weight = getattr(self, f"{name}_{self.letters}")[...].astype(jnp.float32)
+    return weight.reshape((1,) * (ndim - weight.ndim) + weight.shape)
 
 
 def stream_norm(cfg: DecoderConfig) -> nnx.Module:
@@ -62,11 +68,12 @@ def stream_norm(cfg: DecoderConfig) -> nnx.Module:
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention with rotary positions."""
+  """Grouped-query attention with rotary positions, or with ALiBi."""
 
   def __init__(self, cfg: DecoderConfig):
     D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     self.cfg = cfg
+    self.slopes = attention.alibi_slopes(N) if cfg.alibi else None
     self.q_DNH = param((D, N, H), ("embed", "heads", "head_dim"), std=D**-0.5)
     self.k_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
     self.v_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
@@ -86,7 +93,7 @@ class Attention(nnx.Module):
       self.k_norm = RmsNorm(H, "head_dim", cfg)
 
   def qkv(self, x_BTD, rope_BTH, growth_BT=None):
-    """Rotated queries (times `growth`, where there is one), rotated keys, values."""
+    """Rotated queries (times `growth`, where there is one), rotated keys, values; no `rope`, no rotation."""
     q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _use(self.q_DNH, x_BTD.dtype))
     k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.k_DKH, x_BTD.dtype))
     v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.v_DKH, x_BTD.dtype))
@@ -97,14 +104,24 @@ class Attention(nnx.Module):
     if self.cfg.qk_norm:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "head_dim")
-    q_BTNH = rotate(q_BTNH, *rope_BTH, self.cfg.rope_interleaved)
+    if rope_BTH is not None:
+      q_BTNH = rotate(q_BTNH, *rope_BTH, self.cfg.rope_interleaved)
+      k_BTKH = rotate(k_BTKH, *rope_BTH, self.cfg.rope_interleaved)
     if growth_BT is not None:
       q_BTNH = q_BTNH * growth_BT[:, :, None, None].astype(q_BTNH.dtype)
-    return q_BTNH, rotate(k_BTKH, *rope_BTH, self.cfg.rope_interleaved), v_BTKH
+    return q_BTNH, k_BTKH, v_BTKH
 
-  def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+  def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS, distance_BTS=None):
+    """ALiBi needs the distance."""
     o_BTNH = attention.attend(
-      q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=self.cfg.query_scale, softcap=self.cfg.attn_softcap
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask_BTS,
+      scale=self.cfg.query_scale,
+      softcap=self.cfg.attn_softcap,
+      slopes=self.slopes,
+      distance_BTS=distance_BTS,
     )
     o_BTNH = checkpoint_name(o_BTNH, "attn_out")
     out_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, _use(self.o_NHD, o_BTNH.dtype))
@@ -114,31 +131,40 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-  """down(act(gate x) * up x)."""
+  """down(act(gate x) * up x), or down(act(up x)) without a gate."""
 
   def __init__(self, cfg: DecoderConfig):
     D, F = cfg.d_model, cfg.d_ff
-    self.activation, self.bias = cfg.activation, cfg.mlp_bias
+    self.activation, self.bias, self.gated = cfg.activation, cfg.mlp_bias, cfg.gated
     if cfg.mlp_bias:
-      self.gate_bias_F = param((F,), ("mlp",), std=0.0)
+      if self.gated:
+        self.gate_bias_F = param((F,), ("mlp",), std=0.0)
       self.up_bias_F = param((F,), ("mlp",), std=0.0)
       self.down_bias_D = param((D,), ("embed",), std=0.0)
-    self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
+    if self.gated:
+      self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.up_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.down_FD = param((F, D), ("mlp", "embed"), std=(F * 2 * cfg.num_layers) ** -0.5)
 
   def __call__(self, x_BTD):
-    gate_BTF = matmul(x_BTD, _use(self.gate_DF, x_BTD.dtype))
-    up_BTF = matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
-    if self.bias:
-      gate_BTF = gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None]
-      up_BTF = up_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None]
-    silu = self.activation == "silu"
-    act_BTF = jax.nn.silu(gate_BTF) if silu else jax.nn.gelu(gate_BTF, approximate=True)
-    h_BTF = act_BTF * up_BTF
+    if self.gated:
+      h_BTF = self._activate(self._gate(x_BTD)) * self._up(x_BTD)
+    else:
+      h_BTF = self._activate(self._up(x_BTD))
     h_BTF = mesh.constrain(h_BTF, "batch", "length", "mlp")
     out_BTD = matmul(h_BTF, _use(self.down_FD, x_BTD.dtype))
     return out_BTD + _use(self.down_bias_D, x_BTD.dtype)[None, None] if self.bias else out_BTD
+
+  def _gate(self, x_BTD):
+    gate_BTF = matmul(x_BTD, _use(self.gate_DF, x_BTD.dtype))
+    return gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None] if self.bias else gate_BTF
+
+  def _up(self, x_BTD):
+    up_BTF = matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
+    return up_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None] if self.bias else up_BTF
+
+  def _activate(self, x_BTF):
+    return jax.nn.silu(x_BTF) if self.activation == "silu" else jax.nn.gelu(x_BTF, approximate=True)
 
 
 class Block(nnx.Module):
@@ -152,6 +178,7 @@ class Block(nnx.Module):
     self.mlp = Mlp(cfg)
     self.parallel = cfg.parallel
     self.post_norms, self.residual_scale = cfg.post_norms, cfg.residual_scale
+    self.residual_after_norm = cfg.residual_after_norm
     if cfg.post_norms:
       self.post_attn_norm = stream_norm(cfg)
       self.post_mlp_norm = stream_norm(cfg)
@@ -164,8 +191,11 @@ class Block(nnx.Module):
     """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
     if self.parallel:
       return x_BTD + self._scaled(o_BTD) + self._scaled(self.mlp(h_BTD))
+    x_BTD = h_BTD if self.residual_after_norm else x_BTD
     x_BTD = x_BTD + self._scaled(self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
-    m_BTD = self.mlp(self.mlp_norm(x_BTD))
+    h_BTD = self.mlp_norm(x_BTD)
+    m_BTD = self.mlp(h_BTD)
+    x_BTD = h_BTD if self.residual_after_norm else x_BTD
     return x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
 
   def _scaled(self, o_BTD):
@@ -181,6 +211,8 @@ class Decoder(nnx.Module):
   def __init__(self, cfg: DecoderConfig):
     V, D = cfg.vocab_size, cfg.d_model
     self.embed = Embedding(V, D)
+    if cfg.embed_norm:
+      self.embed_norm = stream_norm(cfg)
     self.blocks = Block(cfg)
     self.final_norm = stream_norm(cfg)
     if not cfg.tied:

@@ -37,8 +37,10 @@ def check_slots(cfg: DecoderConfig, slots: int) -> None:
 
 
 def tables(cfg: DecoderConfig, positions_BT, lengths_BT=None) -> list[tuple[jax.Array, jax.Array]]:
-  """(cos, sin) of each kind of layer that the model has."""
-  out = []
+  """(cos, sin) of each kind of layer that the model has; none with ALiBi."""
+  out: list[tuple[jax.Array, jax.Array]] = []
+  if cfg.alibi:
+    return out
   for name in _present(_names(cfg)):
     if name == "free":
       shape = (*positions_BT.shape, _width(cfg) // 2)
@@ -60,7 +62,9 @@ def query_growth(cfg: DecoderConfig, positions_BT) -> jax.Array | None:
 
 
 def pick(rope_tables, kind):
-  """The pair of a layer of this (traced) kind."""
+  """The pair of a layer of this (traced) kind; None where the model does not rotate."""
+  if not rope_tables:
+    return None
   out = rope_tables[0]
   for i, other in enumerate(rope_tables[1:], start=1):
     out = tuple(jnp.where(kind == i, b, a) for a, b in zip(out, other, strict=True))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import numpy as np
 
@@ -28,13 +31,25 @@ def step_flops(cfg: DecoderConfig, lengths: np.ndarray) -> float:
   sees: half of length^2 (causal), less what lies beyond a window.
   """
   lengths = np.asarray(lengths, np.float64)
-  lookup = cfg.vocab_size * cfg.d_model * (0 if cfg.tied else 1)  # an untied table only looks up
-  matmul = decoder.count_params(cfg) - lookup
+  matmul = _num_in_matmuls(cfg)
   pairs = 0.0
   for window in cfg.windows:
     beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)
     pairs += float(np.sum(lengths**2 - beyond**2))
   return 6.0 * matmul * float(lengths.sum()) + 6.0 * cfg.num_heads * cfg.head_dim * pairs
+
+
+@functools.lru_cache
+def _num_in_matmuls(cfg: DecoderConfig) -> int:
+  """Number of weights that multiply every token: not norms, not biases, not a table that only looks up."""
+  total = 0
+  specs = jax.tree.leaves_with_path(decoder.param_specs(cfg), is_leaf=decoder.is_spec)
+  for path, spec in specs:
+    name = path[-1].key
+    looked_up = name == "table_VD" and not cfg.tied
+    if not (looked_up or "scale" in name or "bias" in name):
+      total += math.prod(spec.shape)
+  return total
 
 
 def peak_flops(configured_tflops: float = 0.0) -> float | None:

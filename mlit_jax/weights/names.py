@@ -59,9 +59,38 @@ PRE_AND_POST_NORMS = [
   ("blocks/mlp_norm/scale_D", _LAYER + "pre_feedforward_layernorm.weight", "D -> D"),
   ("blocks/post_mlp_norm/scale_D", _LAYER + "post_feedforward_layernorm.weight", "D -> D"),
 ]
+_BLOOM_LAYER = "transformer.h.{layer}."
+_BLOOM_QKV = _BLOOM_LAYER + "self_attention.query_key_value."  # of each head, its q, k and v
+BLOOM = [
+  ("embed/table_VD", "transformer.word_embeddings.weight", "V D -> V D"),
+  ("embed_norm/scale_D", "transformer.word_embeddings_layernorm.weight", "D -> D"),
+  ("embed_norm/bias_D", "transformer.word_embeddings_layernorm.bias", "D -> D"),
+  ("blocks/attn_norm/scale_D", _BLOOM_LAYER + "input_layernorm.weight", "D -> D"),
+  ("blocks/attn_norm/bias_D", _BLOOM_LAYER + "input_layernorm.bias", "D -> D"),
+  ("blocks/attn/q_DNH", _BLOOM_QKV + "weight", "(N 0/3 H) D -> D N H"),
+  ("blocks/attn/k_DKH", _BLOOM_QKV + "weight", "(K 1/3 H) D -> D K H"),
+  ("blocks/attn/v_DKH", _BLOOM_QKV + "weight", "(K 2/3 H) D -> D K H"),
+  ("blocks/attn/q_bias_NH", _BLOOM_QKV + "bias", "(N 0/3 H) -> N H"),
+  ("blocks/attn/k_bias_KH", _BLOOM_QKV + "bias", "(K 1/3 H) -> K H"),
+  ("blocks/attn/v_bias_KH", _BLOOM_QKV + "bias", "(K 2/3 H) -> K H"),
+  ("blocks/attn/o_NHD", _BLOOM_LAYER + "self_attention.dense.weight", "D (N H) -> N H D"),
+  ("blocks/attn/o_bias_D", _BLOOM_LAYER + "self_attention.dense.bias", "D -> D"),
+  ("blocks/mlp_norm/scale_D", _BLOOM_LAYER + "post_attention_layernorm.weight", "D -> D"),
+  ("blocks/mlp_norm/bias_D", _BLOOM_LAYER + "post_attention_layernorm.bias", "D -> D"),
+  ("blocks/mlp/up_DF", _BLOOM_LAYER + "mlp.dense_h_to_4h.weight", "F D -> D F"),
+  ("blocks/mlp/up_bias_F", _BLOOM_LAYER + "mlp.dense_h_to_4h.bias", "F -> F"),
+  ("blocks/mlp/down_FD", _BLOOM_LAYER + "mlp.dense_4h_to_h.weight", "D F -> F D"),
+  ("blocks/mlp/down_bias_D", _BLOOM_LAYER + "mlp.dense_4h_to_h.bias", "D -> D"),
+  ("final_norm/scale_D", "transformer.ln_f.weight", "D -> D"),
+  ("final_norm/bias_D", "transformer.ln_f.bias", "D -> D"),
+  ("head/kernel_DV", HEAD, "V D -> D V"),
+]
+# Families whose names have nothing in common with Llama's.
+OWN = {"bloom": BLOOM}
 # Where one family's folders begin their names in several ways: the beginning that the tables above use,
 # and after it those that stand in its place.
 PREFIXES: dict[str, tuple[str, ...]] = {
+  "bloom": ("transformer.", ""),
   "gemma3": ("language_model.model.", "model.language_model."),  # the hub; transformers 5 in memory
 }
 # Models that hold a decoder among other parts: what stands before the tables' names in their folders,
@@ -80,6 +109,8 @@ SKIPPED = [
 
 def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
   """The rows that the config's family may use."""
+  if cfg.family in OWN:
+    return OWN[cfg.family]
   own = OF_FAMILY.get(cfg.family, [])
   replaced = {ours for ours, _, _ in own}
   rows = [row for row in COMMON if row[0] not in replaced]

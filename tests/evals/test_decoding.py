@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -187,6 +188,13 @@ def test_bfloat16_casts_once_and_streams_the_same():
   cached = generator._cast(params)
   assert cached["embed"]["table_VD"].dtype == jnp.bfloat16
   assert cached["final_norm"]["scale_D"].dtype == jnp.float32
+
+
+def test_a_norms_bias_stays_float32_and_other_biases_do_not():
+  cfg = dataclasses.replace(PLAIN, norm="layer", norm_bias=True, attn_bias=True)
+  cached = make_generator(cfg, dtype=jnp.bfloat16)._cast(make_params(cfg))
+  assert cached["final_norm"]["bias_D"].dtype == jnp.float32
+  assert cached["blocks"]["attn"]["q_bias_NH"].dtype == jnp.bfloat16
 
 
 def test_one_compilation_for_each_bucket():

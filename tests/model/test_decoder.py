@@ -42,6 +42,14 @@ CONFIGS = {
     family="cohere2", **SIZES, num_layers=3, num_kv_heads=1, norm="layer", parallel=True, tied=False,
     rope_interleaved=True, rotary_dim=6, windows=(3, 0, 3), position_free=(False, True, False),
   ),
+  "bloom": DecoderConfig(  # without the bias of keys, which the softmax ignores where nothing rotates
+    family="bloom", **SIZES, num_layers=2, num_kv_heads=4, norm="layer", norm_bias=True, embed_norm=True,
+    activation="gelu_tanh", gated=False, alibi=True, out_bias=True, mlp_bias=True,
+  ),
+  "alibi": DecoderConfig(  # what BLOOM does not have: grouped heads, windows, no biases
+    family="bloom", **SIZES, num_layers=2, num_kv_heads=2, norm="layer", residual_after_norm=True, alibi=True,
+    tied=False, windows=(3, 3),
+  ),
 }  # fmt: skip
 LENGTHS = [7, 1, 5, 9]
 T = 16  # of the packed rows: 7 + 1 + 5, and 9

@@ -222,10 +222,23 @@ def test_weights_move_at_a_learning_rate_of_1e_minus_6():
   assert all(x.dtype in (np.float32, np.int32) for x in moments)
 
 
-def test_matrices_decay_and_norms_and_biases_do_not():
+@pytest.mark.parametrize(
+  "choices, matrices, vectors",
+  [
+    (dict(qk_norm=True, post_norms=True), 9, 10),
+    (
+      dict(
+        norm="layer", norm_bias=True, embed_norm=True, gated=False, out_bias=True, mlp_bias=True
+      ),
+      8,
+      14,
+    ),
+  ],
+)
+def test_matrices_decay_and_norms_and_biases_do_not(choices, matrices, vectors):
   cfg = DecoderConfig(
     family="qwen3", vocab_size=40, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24,
-    qk_norm=True, attn_bias=True, post_norms=True, tied=False,
+    attn_bias=True, tied=False, **choices,
   )  # fmt: skip
   params = jax.tree.map(lambda s: jnp.ones(s.shape), decoder.param_shapes(cfg))
   optimizer = adamw(weight_decay=0.1)
@@ -238,7 +251,7 @@ def test_matrices_decay_and_norms_and_biases_do_not():
     decays = not ("norm" in axes or "bias" in axes)
     kinds[decays] += 1
     np.testing.assert_allclose(value, -1e-2 * 0.1 if decays else 0.0, rtol=1e-5, err_msg=axes)
-  assert kinds == {True: 9, False: 10}
+  assert kinds == {True: matrices, False: vectors}
 
 
 def test_learning_rates():

@@ -265,13 +265,13 @@ def test_configs_as_published_are_read_alike(made):
   config = made.source.config
   text = text_config(config)
   old = {k: v for k, v in text.items() if k not in ("layer_types", "no_rope_layers")}
-  rope = dict(old.pop("rope_parameters"))
-  if "full_attention" not in rope:
+  rope = dict(old.pop("rope_parameters", {}))
+  if "full_attention" not in rope and rope:
     old["rope_theta"] = rope.pop("rope_theta")
     old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     if "partial_rotary_factor" in rope:
       old["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-  else:
+  elif rope:
     old["rope_parameters"] = rope
   old = old if text is config else config | {"text_config": old}
   kept = {k: v for k, v in old.items() if k != "model_type"}

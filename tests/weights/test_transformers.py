@@ -63,6 +63,22 @@ PUBLISHED = {
     rope_scaling={"rope_type": "linear", "factor": 8.0},
     tie_word_embeddings=None,
   ),
+  "bloom": dict(  # 560M
+    hidden_size=None,
+    n_embed=32,
+    n_head=None,
+    num_attention_heads=4,
+    tie_word_embeddings=None,
+    attention_softmax_in_fp32=True,
+    bias_dropout_fusion=True,
+    masked_softmax_fusion=True,
+    offset_alibi=100,
+    pretraining_tp=4,
+    seq_length=2048,
+    skip_bias_add=True,
+    skip_bias_add_qkv=False,
+    unk_token_id=0,
+  ),
 }
 
 
@@ -97,6 +113,12 @@ def test_configs_as_published_are_read_alike(tmp_path, variant):
     ("llama", {"partial_rotary_factor": 0.5}),
     ("llama_yarn", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mystery": 1}}),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
+    ("bloom", {"slow_but_exact": True, "pretraining_tp": 4}),
+    ("bloom", {"hidden_dropout": 0.1}),
+    ("bloom", {"attention_dropout": 0.1}),
+    ("bloom", {"n_inner": 64}),
+    ("bloom", {"n_embed": 48}),  # beside hidden_size
+    ("bloom", {"n_head": 5}),
     ("gemma3_text", {"attn_logit_softcapping": 2.0}),
     ("gemma3_text", {"use_bidirectional_attention": True}),
     (

@@ -3,10 +3,11 @@
 A key that would change what the model computes is honoured here or refused; none is passed over.
 """
 
-from mlit_jax.model.families import cohere, gemma, llama, mistral, phi, qwen
+from mlit_jax.model.families import bloom, cohere, gemma, llama, mistral, phi, qwen
 
 # model_type -> reader of the parsed config.json
 FAMILIES = {
+  "bloom": bloom.bloom,
   "cohere": cohere.cohere,
   "cohere2": cohere.cohere2,
   "gemma2": gemma.gemma2,
