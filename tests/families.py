@@ -58,8 +58,9 @@ def random_model(variant: str, *, seed=0, **changes):
       ):
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
-        # Small against what the layers add, else a tied model only repeats its last token.
-        p.mul_(0.5)
+        # Small against what the layers add, else a tied model only repeats its last token; but where
+        # the first layer reads it as it is, not small against that layer's biases.
+        p.mul_(4.0 if config.model_type in ("olmo2", "olmo3") else 0.5)
   return model
 
 

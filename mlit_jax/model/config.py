@@ -23,8 +23,11 @@ class DecoderConfig:
   d_ff: int
   norm_eps: float = 1e-6
   norm_plus_one: bool = False  # Gemma stores w and multiplies by 1 + w
+  norm_late_cast: bool = False  # OLMo multiplies by w before the cast back to bfloat16
+  pre_norms: bool = True  # False (with post_norms): OLMo normalises only what the two give
   post_norms: bool = False  # Gemma 3 normalises the output of attention and MLP as well
   qk_norm: bool = False
+  qk_norm_full: bool = False  # one norm over all heads of a token together, not one per head
   activation: str = "silu"  # or gelu_tanh
   embed_scale: float = 1.0
   residual_scale: float = 1.0  # of what attention and MLP add

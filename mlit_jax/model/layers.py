@@ -18,22 +18,37 @@ def param(shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, mean: fl
   return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, std=std, mean=mean)
 
 
+_SCALES = {
+  "embed": "scale_D",
+  "head_dim": "scale_H",
+  "heads": "scale_NH",
+  "kv_heads": "scale_KH",
+}
+
+
 class RmsNorm(nnx.Module):
-  """x / rms(x) * scale in float32. Gemma multiplies before the cast back, the others after it."""
+  """x / rms(x) * scale in float32, over the scale's axes: the last one, or heads and head width.
+
+  Gemma and OLMo multiply before the cast back, the others after it.
+  """
 
   def __init__(self, width: int, axis: str, cfg: DecoderConfig):
-    self.eps, self.plus_one = cfg.norm_eps, cfg.norm_plus_one
-    name = "scale_H" if axis == "head_dim" else "scale_D"
-    setattr(self, name, param((width,), (axis,), std=0.0, mean=0.0 if self.plus_one else 1.0))
-    self.name = name
+    self.eps, self.plus_one, self.late_cast = cfg.norm_eps, cfg.norm_plus_one, cfg.norm_late_cast
+    self.name = _SCALES[axis]
+    over_heads = axis in ("heads", "kv_heads")
+    shape, axes = ((width, cfg.head_dim), (axis, "head_dim")) if over_heads else ((width,), (axis,))
+    setattr(self, self.name, param(shape, axes, std=0.0, mean=0.0 if self.plus_one else 1.0))
 
   def __call__(self, x):
     scale = getattr(self, self.name)[...]
     x_f32 = x.astype(jnp.float32)
-    normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps)
-    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    over = tuple(range(-scale.ndim, 0))
+    normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=over, keepdims=True) + self.eps)
+    scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
     if self.plus_one:
       return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+    if self.late_cast:
+      return (normed * scale.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
@@ -54,7 +69,10 @@ class Attention(nnx.Module):
       self.v_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
     if cfg.out_bias:
       self.o_bias_D = param((D,), ("embed",), std=0.0)
-    if cfg.qk_norm:
+    if cfg.qk_norm_full:
+      self.q_norm = RmsNorm(N, "heads", cfg)
+      self.k_norm = RmsNorm(K, "kv_heads", cfg)
+    elif cfg.qk_norm:
       self.q_norm = RmsNorm(H, "head_dim", cfg)
       self.k_norm = RmsNorm(H, "head_dim", cfg)
 
@@ -115,26 +133,28 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer: attention and MLP, each normalised before (and, for Gemma 3, after)."""
+  """One layer: attention and MLP, each normalised before (Gemma 3: and after; OLMo: only after)."""
 
   def __init__(self, cfg: DecoderConfig):
-    self.attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
     self.attn = Attention(cfg)
-    self.mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
     self.mlp = Mlp(cfg)
-    self.post_norms, self.residual_scale = cfg.post_norms, cfg.residual_scale
+    self.pre_norms, self.post_norms = cfg.pre_norms, cfg.post_norms
+    self.residual_scale = cfg.residual_scale
+    if cfg.pre_norms:
+      self.attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
+      self.mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
     if cfg.post_norms:
       self.post_attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
       self.post_mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
 
   def read(self, x_BTD):
     """What attention reads."""
-    return self.attn_norm(x_BTD)
+    return self.attn_norm(x_BTD) if self.pre_norms else x_BTD
 
   def add(self, x_BTD, h_BTD, o_BTD):
     """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
     x_BTD = x_BTD + self._scaled(self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
-    m_BTD = self.mlp(self.mlp_norm(x_BTD))
+    m_BTD = self.mlp(self.mlp_norm(x_BTD) if self.pre_norms else x_BTD)
     return x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
 
   def _scaled(self, o_BTD):

@@ -26,6 +26,8 @@ COMMON = [
   ("blocks/attn/o_bias_D", _LAYER + "self_attn.o_proj.bias", "D -> D"),
   ("blocks/attn/q_norm/scale_H", _LAYER + "self_attn.q_norm.weight", "H -> H"),
   ("blocks/attn/k_norm/scale_H", _LAYER + "self_attn.k_norm.weight", "H -> H"),
+  ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "(N H) -> N H"),
+  ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "(K H) -> K H"),
   ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_proj.weight", "F D -> D F"),
   ("blocks/mlp/up_DF", _LAYER + "mlp.up_proj.weight", "F D -> D F"),
   ("blocks/mlp/down_FD", _LAYER + "mlp.down_proj.weight", "D F -> F D"),

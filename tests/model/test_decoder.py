@@ -34,6 +34,10 @@ CONFIGS = {
     family="gemma3_text", **SIZES, num_layers=2, num_kv_heads=2, norm_plus_one=True, post_norms=True,
     qk_norm=True, activation="gelu_tanh", rope_local_theta=1e4,
   ),
+  "olmo": DecoderConfig(
+    family="olmo3", **SIZES, num_layers=3, num_kv_heads=2, norm_late_cast=True, pre_norms=False,
+    post_norms=True, qk_norm=True, qk_norm_full=True, rope_local_theta=1e4, windows=(3, 0, 3),
+  ),
 }  # fmt: skip
 LENGTHS = [7, 1, 5, 9]
 T = 16  # of the packed rows: 7 + 1 + 5, and 9

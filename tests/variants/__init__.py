@@ -1,10 +1,11 @@
 """What varies between the tiny models of tests/families.py: three or more per family."""
 
-from tests.variants import gemma, llama, mistral, qwen
+from tests.variants import gemma, llama, mistral, olmo, qwen
 
 VARIANTS = {
   **llama.VARIANTS,
   **mistral.VARIANTS,
   **qwen.VARIANTS,
   **gemma.VARIANTS,
+  **olmo.VARIANTS,
 }

@@ -108,14 +108,14 @@ ALL = dict(tied=False, qk_norm=True, attn_bias=True, out_bias=True, mlp_bias=Tru
 
 
 def test_every_row_is_used_and_every_name_is_one_tensor():
-  used = {r.ours for post in (False, True) for r in table.rows(config(post_norms=post, **ALL))}
+  configs = [config(post_norms=post, **ALL) for post in (False, True)]
+  configs.append(config(qk_norm_full=True))
+  used = {r.ours for cfg in configs for r in table.rows(cfg)}
   assert used == {ours for ours, _, _ in names.COMMON + names.PRE_NORMS + names.PRE_AND_POST_NORMS}
-  for post in (False, True):
-    rows = table.rows(config(post_norms=post, **ALL))
+  for cfg in configs:
+    rows = table.rows(cfg)
     found = [name for r in rows for name in r.names()]
-    assert len(set(found)) == len(found) and set(found) == set(
-      table.tensors_of(config(post_norms=post, **ALL))
-    )
+    assert len(set(found)) == len(found) and set(found) == set(table.tensors_of(cfg))
 
 
 def test_a_parameter_without_a_row_is_an_error(monkeypatch):

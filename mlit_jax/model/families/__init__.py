@@ -3,7 +3,7 @@
 A key that would change what the model computes is honoured here or refused; none is passed over.
 """
 
-from mlit_jax.model.families import gemma, llama, mistral, qwen
+from mlit_jax.model.families import gemma, llama, mistral, olmo, qwen
 
 # model_type -> reader of the parsed config.json
 FAMILIES = {
@@ -13,6 +13,8 @@ FAMILIES = {
   "llama": llama.llama,
   "ministral3": mistral.ministral3,
   "mistral": mistral.mistral,
+  "olmo2": olmo.olmo2,
+  "olmo3": olmo.olmo3,
   "qwen2": qwen.qwen2,
   "qwen3": qwen.qwen3,
   "smollm3": llama.smollm3,
