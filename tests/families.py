@@ -18,7 +18,9 @@ from tests.variants.common import SIZES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
-
+# Small against what the layers add, else a tied model only repeats its last token; larger where biases
+# would otherwise hide it, in OLMo because the first layer reads it as it is.
+EMBEDDING_SCALE = {"olmo2": 4.0, "olmo3": 4.0, "apertus": 1.5}
 CHAT_TEMPLATE = (
   "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
   "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -58,9 +60,9 @@ def random_model(variant: str, *, seed=0, **changes):
       ):
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
-        # Small against what the layers add, else a tied model only repeats its last token; but where
-        # the first layer reads it as it is, not small against that layer's biases.
-        p.mul_(4.0 if config.model_type in ("olmo2", "olmo3") else 0.5)
+        p.mul_(EMBEDDING_SCALE.get(config.model_type, 0.5))
+    for name in model.state_dict().keys() & dict(model.named_buffers()).keys():
+      model.get_buffer(name).mul_(1.25)  # what is stored counts, not the default
   return model
 
 

@@ -28,7 +28,8 @@ class DecoderConfig:
   post_norms: bool = False  # Gemma 3 normalises the output of attention and MLP as well
   qk_norm: bool = False
   qk_norm_full: bool = False  # one norm over all heads of a token together, not one per head
-  activation: str = "silu"  # or gelu_tanh
+  activation: str = "silu"  # or gelu_tanh, xielu
+  gated: bool = True  # False: the MLP is down(act(up x))
   embed_scale: float = 1.0
   residual_scale: float = 1.0  # of what attention and MLP add
   logit_scale: float = 1.0

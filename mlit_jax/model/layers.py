@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -104,32 +106,65 @@ class Attention(nnx.Module):
     return out_BTD
 
 
+class Xielu(nnx.Module):
+  """Quadratic above 0 and an integrated ELU below it (Huang & Schlag 2024); a trained shape per layer."""
+
+  def __init__(self):
+    self.alpha_p = param((), (), std=0.0, mean=math.log(math.expm1(0.8)))
+    self.alpha_n = param((), (), std=0.0, mean=math.log(math.expm1(0.3)))
+    # Buffers in the checkpoints: kept as they are found, and never trained.
+    self.beta = param((), (), std=0.0, mean=0.5)
+    self.eps = param((), (), std=0.0, mean=-1e-6)
+
+  def __call__(self, x):
+    x_f32 = x.astype(jnp.float32)  # expm1(x) - x cancels
+    alpha_p, alpha_n, beta, eps = (
+      _use(p, jnp.float32).reshape((1,) * x.ndim)
+      for p in (self.alpha_p, self.alpha_n, self.beta, self.eps)
+    )
+    beta, eps = jax.lax.stop_gradient((beta, eps))
+    above = jax.nn.softplus(alpha_p) * x_f32 * x_f32
+    # The minimum keeps the branch that is not taken finite, and with it the gradient.
+    below = (beta + jax.nn.softplus(alpha_n)) * (jnp.expm1(jnp.minimum(x_f32, eps)) - x_f32)
+    return (jnp.where(x_f32 > 0, above, below) + beta * x_f32).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
-  """down(act(gate x) * up x)."""
+  """down(act(gate x) * up x), or without a gate down(act(up x))."""
 
   def __init__(self, cfg: DecoderConfig):
     D, F = cfg.d_model, cfg.d_ff
-    self.activation, self.bias = cfg.activation, cfg.mlp_bias
-    if cfg.mlp_bias:
+    self.activation, self.bias, self.gated = cfg.activation, cfg.mlp_bias, cfg.gated
+    if cfg.activation == "xielu":
+      self.xielu = Xielu()
+    if cfg.gated:
+      self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
+    if cfg.gated and cfg.mlp_bias:
       self.gate_bias_F = param((F,), ("mlp",), std=0.0)
+    if cfg.mlp_bias:
       self.up_bias_F = param((F,), ("mlp",), std=0.0)
       self.down_bias_D = param((D,), ("embed",), std=0.0)
-    self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.up_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.down_FD = param((F, D), ("mlp", "embed"), std=(F * 2 * cfg.num_layers) ** -0.5)
 
   def __call__(self, x_BTD):
-    gate_BTF = matmul(x_BTD, _use(self.gate_DF, x_BTD.dtype))
-    up_BTF = matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
+    h_BTF = matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
     if self.bias:
-      gate_BTF = gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None]
-      up_BTF = up_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None]
-    silu = self.activation == "silu"
-    act_BTF = jax.nn.silu(gate_BTF) if silu else jax.nn.gelu(gate_BTF, approximate=True)
-    h_BTF = act_BTF * up_BTF
+      h_BTF = h_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None]
+    h_BTF = self._activate(self._gate(x_BTD)) * h_BTF if self.gated else self._activate(h_BTF)
     h_BTF = mesh.constrain(h_BTF, "batch", "length", "mlp")
     out_BTD = matmul(h_BTF, _use(self.down_FD, x_BTD.dtype))
     return out_BTD + _use(self.down_bias_D, x_BTD.dtype)[None, None] if self.bias else out_BTD
+
+  def _gate(self, x_BTD):
+    gate_BTF = matmul(x_BTD, _use(self.gate_DF, x_BTD.dtype))
+    return gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None] if self.bias else gate_BTF
+
+  def _activate(self, x_BTF):
+    if self.activation == "xielu":
+      return self.xielu(x_BTF)
+    silu = self.activation == "silu"
+    return jax.nn.silu(x_BTF) if silu else jax.nn.gelu(x_BTF, approximate=True)
 
 
 class Block(nnx.Module):

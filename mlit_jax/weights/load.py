@@ -133,7 +133,7 @@ def _reader(arrays, row: table.Row, dtype: np.dtype, count: Callable):
     out = np.empty([stop - start for start, stop in bounds], dtype)
     for here in np.ndindex(out.shape[:depth]):
       index = tuple(i + start for i, (start, _) in zip(here, bounds[:depth], strict=True))
-      fill(out[here], arrays[row.name(index)], cut)
+      fill(out[(*here, ...)], arrays[row.name(index)], cut)
     return out
 
   def fill(out, source, index) -> None:

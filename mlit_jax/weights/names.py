@@ -46,6 +46,17 @@ PRE_AND_POST_NORMS = [
   ("blocks/mlp_norm/scale_D", _LAYER + "pre_feedforward_layernorm.weight", "D -> D"),
   ("blocks/post_mlp_norm/scale_D", _LAYER + "post_feedforward_layernorm.weight", "D -> D"),
 ]
+# What one family names otherwise than the tables above, or has alone.
+OWN = {
+  "apertus": [
+    ("blocks/attn_norm/scale_D", _LAYER + "attention_layernorm.weight", "D -> D"),
+    ("blocks/mlp_norm/scale_D", _LAYER + "feedforward_layernorm.weight", "D -> D"),
+    ("blocks/mlp/xielu/alpha_p", _LAYER + "mlp.act_fn.alpha_p", "(0/1) -> "),
+    ("blocks/mlp/xielu/alpha_n", _LAYER + "mlp.act_fn.alpha_n", "(0/1) -> "),
+    ("blocks/mlp/xielu/beta", _LAYER + "mlp.act_fn.beta", " -> "),
+    ("blocks/mlp/xielu/eps", _LAYER + "mlp.act_fn.eps", " -> "),
+  ],
+}
 # Where one family's folders begin their names in several ways: the beginning that the tables above use,
 # and after it those that stand in its place.
 PREFIXES: dict[str, tuple[str, ...]] = {}
@@ -58,7 +69,10 @@ SKIPPED = [
 
 def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
   """The rows that the config's family may use."""
-  return COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  own = OWN.get(cfg.family, [])
+  renamed = {ours for ours, _, _ in own}
+  shared = COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  return [row for row in shared if row[0] not in renamed] + own
 
 
 def prefix_of(cfg: DecoderConfig, found: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """What varies between the tiny models of tests/families.py: three or more per family."""
 
-from tests.variants import gemma, llama, mistral, olmo, qwen
+from tests.variants import apertus, gemma, llama, mistral, olmo, qwen
 
 VARIANTS = {
   **llama.VARIANTS,
@@ -8,4 +8,5 @@ VARIANTS = {
   **qwen.VARIANTS,
   **gemma.VARIANTS,
   **olmo.VARIANTS,
+  **apertus.VARIANTS,
 }

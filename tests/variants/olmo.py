@@ -42,8 +42,8 @@ VARIANTS = {
     num_key_value_heads=4,
     num_hidden_layers=4,
     rope_parameters={
-      "full_attention": _YARN | {"attention_factor": 1.2},
-      "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+      "full_attention": _YARN | {"rope_theta": 500_000.0, "attention_factor": 1.2},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 500_000.0},
     },
     rms_norm_eps=1e-6,
     sliding_window=4,

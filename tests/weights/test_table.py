@@ -110,8 +110,10 @@ ALL = dict(tied=False, qk_norm=True, attn_bias=True, out_bias=True, mlp_bias=Tru
 def test_every_row_is_used_and_every_name_is_one_tensor():
   configs = [config(post_norms=post, **ALL) for post in (False, True)]
   configs.append(config(qk_norm_full=True))
+  configs += [config(family=family, activation="xielu") for family in names.OWN]
+  tables = [names.COMMON, names.PRE_NORMS, names.PRE_AND_POST_NORMS, *names.OWN.values()]
   used = {r.ours for cfg in configs for r in table.rows(cfg)}
-  assert used == {ours for ours, _, _ in names.COMMON + names.PRE_NORMS + names.PRE_AND_POST_NORMS}
+  assert used == {ours for ours, _, _ in itertools.chain(*tables)}
   for cfg in configs:
     rows = table.rows(cfg)
     found = [name for r in rows for name in r.names()]

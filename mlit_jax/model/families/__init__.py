@@ -3,10 +3,11 @@
 A key that would change what the model computes is honoured here or refused; none is passed over.
 """
 
-from mlit_jax.model.families import gemma, llama, mistral, olmo, qwen
+from mlit_jax.model.families import apertus, gemma, llama, mistral, olmo, qwen
 
 # model_type -> reader of the parsed config.json
 FAMILIES = {
+  "apertus": apertus.apertus,
   "gemma2": gemma.gemma2,
   "gemma3_text": gemma.gemma3_text,
   "granite": llama.granite,

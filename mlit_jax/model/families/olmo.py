@@ -20,10 +20,10 @@ def olmo3(c: dict) -> dict:
 
 def _olmo(c: dict) -> dict:
   """What OLMo 2 and 3 share."""
-  require(c, hidden_act=("silu",))
+  require(c, hidden_act=("silu",), mlp_bias=(False, None))
   return (
     sizes(c)
-    | biases(c | {"mlp_bias": False})  # these MLPs have none, whatever config.json says
+    | biases(c)
     | {
       "norm_late_cast": True,
       "pre_norms": False,
