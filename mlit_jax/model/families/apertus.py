@@ -7,7 +7,7 @@ from mlit_jax.model.families.common import biases, require, rope, sizes
 
 
 def apertus(c: dict) -> dict:
-  # The last three stand in published configs; no code reads them.
+  # transformers reads none of the last three: the family has no such choice.
   require(
     c, hidden_act=("xielu",), mlp_bias=(False, None), qk_norm=(True, None), post_norm=(False, None)
   )
