@@ -18,7 +18,9 @@ from tests.variants.common import SIZES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
-
+# Small against what the layers add, else a tied model only repeats its last token; larger where biases
+# would otherwise hide it, in OLMo because the first layer reads it as it is.
+EMBEDDING_SCALE = {"olmo2": 4.0, "olmo3": 4.0, "apertus": 1.5}
 CHAT_TEMPLATE = (
   "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
   "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -58,12 +60,13 @@ def random_model(variant: str, *, seed=0, **changes):
       ):
         p.add_(1.0)
       if name.endswith("embed_tokens.weight"):
-        # Small against what the layers add, else a tied model only repeats its last token.
-        p.mul_(0.5)
+        p.mul_(EMBEDDING_SCALE.get(config.model_type, 0.5))
       if name.endswith("word_embeddings_layernorm.weight"):  # likewise: now of either sign
         p.sub_(1.0).mul_(3.0)
       if config.model_type == "bloom" and name.endswith(".bias"):
         p.mul_(0.3)  # seven a layer: what all tokens have in common would hide the rest
+    for name in model.state_dict().keys() & dict(model.named_buffers()).keys():
+      model.get_buffer(name).mul_(1.25)  # what is stored counts, not the default
   return model
 
 

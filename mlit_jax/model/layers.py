@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,22 +20,37 @@ def param(shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, mean: fl
   return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, std=std, mean=mean)
 
 
+_SCALES = {
+  "embed": "scale_D",
+  "head_dim": "scale_H",
+  "heads": "scale_NH",
+  "kv_heads": "scale_KH",
+}
+
+
 class RmsNorm(nnx.Module):
-  """x / rms(x) * scale in float32. Gemma multiplies before the cast back, the others after it."""
+  """x / rms(x) * scale in float32, over the scale's axes: the last one, or heads and head width.
+
+  Gemma and OLMo multiply before the cast back, the others after it.
+  """
 
   def __init__(self, width: int, axis: str, cfg: DecoderConfig):
-    self.eps, self.plus_one = cfg.norm_eps, cfg.norm_plus_one
-    name = "scale_H" if axis == "head_dim" else "scale_D"
-    setattr(self, name, param((width,), (axis,), std=0.0, mean=0.0 if self.plus_one else 1.0))
-    self.name = name
+    self.eps, self.plus_one, self.late_cast = cfg.norm_eps, cfg.norm_plus_one, cfg.norm_late_cast
+    self.name = _SCALES[axis]
+    over_heads = axis in ("heads", "kv_heads")
+    shape, axes = ((width, cfg.head_dim), (axis, "head_dim")) if over_heads else ((width,), (axis,))
+    setattr(self, self.name, param(shape, axes, std=0.0, mean=0.0 if self.plus_one else 1.0))
 
   def __call__(self, x):
     scale = getattr(self, self.name)[...]
     x_f32 = x.astype(jnp.float32)
-    normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps)
-    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    over = tuple(range(-scale.ndim, 0))
+    normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=over, keepdims=True) + self.eps)
+    scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
     if self.plus_one:
       return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+    if self.late_cast:
+      return (normed * scale.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
@@ -85,7 +102,10 @@ class Attention(nnx.Module):
       self.v_bias_KH = param((K, H), ("kv_heads", "head_dim"), std=0.0)
     if cfg.out_bias:
       self.o_bias_D = param((D,), ("embed",), std=0.0)
-    if cfg.qk_norm and cfg.qk_norm_per_head:
+    if cfg.qk_norm_full:
+      self.q_norm = RmsNorm(N, "heads", cfg)
+      self.k_norm = RmsNorm(K, "kv_heads", cfg)
+    elif cfg.qk_norm_per_head:
       self.q_norm = LayerNorm("NH", (N, H), ("heads", "head_dim"), cfg)
       self.k_norm = LayerNorm("KH", (K, H), ("kv_heads", "head_dim"), cfg)
     elif cfg.qk_norm:
@@ -130,6 +150,29 @@ class Attention(nnx.Module):
     return out_BTD
 
 
+class Xielu(nnx.Module):
+  """Quadratic above 0 and an integrated ELU below it (Huang & Schlag 2024); a trained shape per layer."""
+
+  def __init__(self):
+    self.alpha_p = param((), (), std=0.0, mean=math.log(math.expm1(0.8)))
+    self.alpha_n = param((), (), std=0.0, mean=math.log(math.expm1(0.3)))
+    # Buffers in the checkpoints: kept as they are found, and never trained.
+    self.beta = param((), (), std=0.0, mean=0.5)
+    self.eps = param((), (), std=0.0, mean=-1e-6)
+
+  def __call__(self, x):
+    x_f32 = x.astype(jnp.float32)  # expm1(x) - x cancels
+    alpha_p, alpha_n, beta, eps = (
+      _use(p, jnp.float32).reshape((1,) * x.ndim)
+      for p in (self.alpha_p, self.alpha_n, self.beta, self.eps)
+    )
+    beta, eps = jax.lax.stop_gradient((beta, eps))
+    above = jax.nn.softplus(alpha_p) * x_f32 * x_f32
+    # The minimum keeps the branch that is not taken finite, and with it the gradient.
+    below = (beta + jax.nn.softplus(alpha_n)) * (jnp.expm1(jnp.minimum(x_f32, eps)) - x_f32)
+    return (jnp.where(x_f32 > 0, above, below) + beta * x_f32).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
   """down(act(gate x) * up x), or down(act(up x)) without a gate."""
 
@@ -141,6 +184,8 @@ class Mlp(nnx.Module):
         self.gate_bias_F = param((F,), ("mlp",), std=0.0)
       self.up_bias_F = param((F,), ("mlp",), std=0.0)
       self.down_bias_D = param((D,), ("embed",), std=0.0)
+    if self.activation == "xielu":
+      self.xielu = Xielu()
     if self.gated:
       self.gate_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
     self.up_DF = param((D, F), ("embed", "mlp"), std=D**-0.5)
@@ -164,28 +209,32 @@ class Mlp(nnx.Module):
     return up_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None] if self.bias else up_BTF
 
   def _activate(self, x_BTF):
-    return jax.nn.silu(x_BTF) if self.activation == "silu" else jax.nn.gelu(x_BTF, approximate=True)
+    if self.activation == "xielu":
+      return self.xielu(x_BTF)
+    silu = self.activation == "silu"
+    return jax.nn.silu(x_BTF) if silu else jax.nn.gelu(x_BTF, approximate=True)
 
 
 class Block(nnx.Module):
-  """One layer: attention and MLP, each normalised before (and, for Gemma 3, after); Cohere's read one norm."""
+  """One layer: attention and MLP, each normalised before (Gemma: and after; OLMo: only after; Cohere: once)."""
 
   def __init__(self, cfg: DecoderConfig):
-    self.attn_norm = stream_norm(cfg)
     self.attn = Attention(cfg)
-    if not cfg.parallel:
-      self.mlp_norm = stream_norm(cfg)
     self.mlp = Mlp(cfg)
-    self.parallel = cfg.parallel
-    self.post_norms, self.residual_scale = cfg.post_norms, cfg.residual_scale
+    self.pre_norms, self.post_norms = cfg.pre_norms, cfg.post_norms
+    self.parallel, self.residual_scale = cfg.parallel, cfg.residual_scale
     self.residual_after_norm = cfg.residual_after_norm
+    if cfg.pre_norms:
+      self.attn_norm = stream_norm(cfg)
+    if cfg.pre_norms and not cfg.parallel:
+      self.mlp_norm = stream_norm(cfg)
     if cfg.post_norms:
       self.post_attn_norm = stream_norm(cfg)
       self.post_mlp_norm = stream_norm(cfg)
 
   def read(self, x_BTD):
     """What attention reads."""
-    return self.attn_norm(x_BTD)
+    return self.attn_norm(x_BTD) if self.pre_norms else x_BTD
 
   def add(self, x_BTD, h_BTD, o_BTD):
     """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
@@ -193,7 +242,7 @@ class Block(nnx.Module):
       return x_BTD + self._scaled(o_BTD) + self._scaled(self.mlp(h_BTD))
     x_BTD = h_BTD if self.residual_after_norm else x_BTD
     x_BTD = x_BTD + self._scaled(self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
-    h_BTD = self.mlp_norm(x_BTD)
+    h_BTD = self.mlp_norm(x_BTD) if self.pre_norms else x_BTD
     m_BTD = self.mlp(h_BTD)
     x_BTD = h_BTD if self.residual_after_norm else x_BTD
     return x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)

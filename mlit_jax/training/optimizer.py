@@ -55,7 +55,7 @@ def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """AdamW with float32 moments (Loshchilov & Hutter 2019); matrices decay, norms and biases do not.
+  """AdamW with float32 moments (Loshchilov & Hutter 2019); matrices decay, norms, biases and scalars do not.
 
   Clipping happens in the step, where the norm is known anyway.
   """
@@ -71,5 +71,7 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
 
 def _decays(params):
   return jax.tree.map_with_path(
-    lambda path, _: not any(word in path[-1].key for word in ("scale", "bias")), params
+    # One axis at most, that of the layers: scalars.
+    lambda path, p: p.ndim > 1 and not any(word in path[-1].key for word in ("scale", "bias")),
+    params,
   )

@@ -26,6 +26,8 @@ COMMON = [
   ("blocks/attn/o_bias_D", _LAYER + "self_attn.o_proj.bias", "D -> D"),
   ("blocks/attn/q_norm/scale_H", _LAYER + "self_attn.q_norm.weight", "H -> H"),
   ("blocks/attn/k_norm/scale_H", _LAYER + "self_attn.k_norm.weight", "H -> H"),
+  ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "(N H) -> N H"),
+  ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "(K H) -> K H"),
   ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_proj.weight", "F D -> D F"),
   ("blocks/mlp/up_DF", _LAYER + "mlp.up_proj.weight", "F D -> D F"),
   ("blocks/mlp/down_FD", _LAYER + "mlp.down_proj.weight", "D F -> F D"),
@@ -38,6 +40,14 @@ COMMON = [
 # Rows that take the place of those above for the parameters they name. Rows of one tensor lie one after the
 # other in its first axis.
 OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
+  "apertus": [
+    ("blocks/attn_norm/scale_D", _LAYER + "attention_layernorm.weight", "D -> D"),
+    ("blocks/mlp_norm/scale_D", _LAYER + "feedforward_layernorm.weight", "D -> D"),
+    ("blocks/mlp/xielu/alpha_p", _LAYER + "mlp.act_fn.alpha_p", "(0/1) -> "),
+    ("blocks/mlp/xielu/alpha_n", _LAYER + "mlp.act_fn.alpha_n", "(0/1) -> "),
+    ("blocks/mlp/xielu/beta", _LAYER + "mlp.act_fn.beta", " -> "),
+    ("blocks/mlp/xielu/eps", _LAYER + "mlp.act_fn.eps", " -> "),
+  ],
   "cohere": [  # a scale per head, where the others have one for all
     ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "N H -> N H"),
     ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "K H -> K H"),
@@ -113,9 +123,9 @@ def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
     return OWN[cfg.family]
   own = OF_FAMILY.get(cfg.family, [])
   replaced = {ours for ours, _, _ in own}
-  rows = [row for row in COMMON if row[0] not in replaced]
-  rows += own + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  shared = COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
   within = WITHIN.get(cfg.family, "")
+  rows = [row for row in shared if row[0] not in replaced] + own
   return [(ours, within + theirs, pattern) for ours, theirs, pattern in rows]
 
 

@@ -4,6 +4,7 @@ Import reads a pattern left to right, export right to left.
 
     "(N H) D -> D N H"        theirs is [N*H, D], ours [D, N, H]
     "(N 1/3 H) D -> D N H"    theirs is [N*3*H, D], ours its second third (BLOOM's interleaved q, k, v)
+    "(0/1) -> "               theirs is [1], ours a scalar
 
 Rows that name the same tensor and have no such fraction lie one after the other in its first axis, in the
 table's order (Phi-3's fused q, k, v). Parameters under blocks/ carry a leading L, experts E after it:
@@ -95,11 +96,12 @@ def rows(cfg: DecoderConfig, prefix: str | None = None) -> list[Row]:
       continue
     shape, pattern = specs[ours].shape, parse(text)
     depth = ("{layer}" in theirs) + ("{expert}" in theirs)
-    letters = ours.rsplit("_", 1)[1]
+    letters = re.search(r"(?:_([A-Z]+))?$", ours)[1] or ""
     assert "".join(pattern.ours) == letters[max(depth - 1, 0) :], (ours, text)
     theirs = their_names.spell(cfg, theirs, prefix)
     row = Row(ours, theirs, pattern, shape[depth:], shape[:depth], ends.get(theirs, 0))
-    if not any(isinstance(axis, tuple) for group in pattern.theirs for axis in group):
+    slots = any(isinstance(axis, tuple) for group in pattern.theirs for axis in group)
+    if pattern.theirs and not slots:
       ends[theirs] = row.offset + row.their_shape[0]
     out.append(row)
   return out
@@ -118,9 +120,10 @@ def tensors_of(cfg: DecoderConfig, prefix: str | None = None) -> dict[str, Their
 
   out = {}
   for name, found in sorted(parts.items(), key=place):
-    first, *rest = found[0][0].their_shape
-    last = found[-1][0]
-    out[name] = Theirs((max(first, last.offset + last.their_shape[0]), *rest), tuple(found))
+    shape, last = found[0][0].their_shape, found[-1][0]
+    if shape:
+      shape = (max(shape[0], last.offset + last.their_shape[0]), *shape[1:])
+    out[name] = Theirs(shape, tuple(found))
   return out
 
 
@@ -164,7 +167,7 @@ def copy(out: np.ndarray, values: np.ndarray) -> None:
   that fit the cache.
   """
   widen = (values.dtype.name, out.dtype.name) == ("bfloat16", "float32")
-  if widen and out.flags.c_contiguous and sys.byteorder == "little":
+  if widen and out.ndim and out.flags.c_contiguous and sys.byteorder == "little":
     halves = out.view(np.uint16).reshape(*out.shape, 2)
     halves[..., 0] = 0
     out, values = halves[..., 1], values.view(np.uint16)
@@ -183,12 +186,12 @@ def _part(theirs, row: Row, bounds: dict[str, tuple[int, int]]) -> np.ndarray:
   for group in row.pattern.theirs:
     first, *rest = group
     inner = math.prod(_size(axis, sizes) for axis in rest)
-    start, stop = bounds[first]
+    start, stop = bounds[first] if isinstance(first, str) else (0, first[1])
     offset = 0 if read else row.offset
     read.append(slice(offset + start * inner, offset + stop * inner))
     flat_shape += [stop - start, *(_size(axis, sizes) for axis in rest)]
     slots += [axis[0] if isinstance(axis, tuple) else slice(None) for axis in group]
-  return theirs[tuple(read)].reshape(flat_shape)[tuple(slots)]
+  return theirs[(*read, ...)].reshape(flat_shape)[(*slots, ...)]  # ...: a view of a scalar too
 
 
 def _size(axis: str | Slot, sizes: dict[str, int]) -> int:

@@ -109,7 +109,7 @@ def _read(arrays, row: table.Row, bounds, dtype, count: Callable[[int], None]) -
     name, here = item
     hf_files.prefetch(arrays[name])
     values = table.read_slice(arrays[name], row, cut)
-    table.copy(out[here], values)
+    table.copy(out[(*here, ...)], values)  # ...: a view of a scalar too
     count(values.nbytes)
     hf_files.release(arrays[name])
 

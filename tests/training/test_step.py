@@ -254,6 +254,25 @@ def test_matrices_decay_and_norms_and_biases_do_not(choices, matrices, vectors):
   assert kinds == {True: matrices, False: vectors}
 
 
+def test_scalars_do_not_decay_and_buffers_do_not_train():
+  cfg = DecoderConfig(
+    family="apertus", vocab_size=40, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24,
+    activation="xielu", gated=False,
+  )  # fmt: skip
+  params = decoder.init_params(cfg, jax.random.key(0))
+  optimizer, batch = adamw(weight_decay=0.1), make_batch()
+  state = optimizer.init(params)
+  arrays = batch.tokens, batch.positions, batch.segments
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  still = optimizer.update(zeros, state, params)[0]["blocks"]["mlp"]["xielu"]
+  assert all(not x.any() for x in still.values())
+  grads = jax.grad(lambda p: jnp.sum(decoder.apply(p, cfg, *arrays)[..., 0]))(params)
+  updates = optimizer.update(grads, state, params)[0]["blocks"]["mlp"]["xielu"]
+  moves = {name: bool((x != 0).all()) for name, x in updates.items()}
+  assert moves == {"alpha_p": True, "alpha_n": True, "beta": False, "eps": False}
+  assert not updates["beta"].any() and not updates["eps"].any()
+
+
 def test_learning_rates():
   def rates(steps, **changes):
     schedule = make_schedule(settings(learning_rate=8.0, **changes), steps)

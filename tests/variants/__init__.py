@@ -1,6 +1,6 @@
 """What varies between the tiny models of tests/families.py: three or more per family."""
 
-from tests.variants import bloom, cohere, gemma, llama, mistral, phi, qwen
+from tests.variants import apertus, bloom, cohere, gemma, llama, mistral, olmo, phi, qwen
 
 VARIANTS = {
   **bloom.VARIANTS,
@@ -10,4 +10,6 @@ VARIANTS = {
   **gemma.VARIANTS,
   **cohere.VARIANTS,
   **phi.VARIANTS,
+  **olmo.VARIANTS,
+  **apertus.VARIANTS,
 }

@@ -128,7 +128,7 @@ print("equal")
 
 def test_import_into_shards_equals_the_plain_import(tmp_path):
   folders = []
-  for variant in ("llama", "qwen3", "gemma3_text_untied"):
+  for variant in ("llama", "qwen3", "gemma3_text_untied", "olmo2_grouped", "apertus"):
     folders.append(str(tmp_path / variant))
     families.make_model(folders[-1], variant, dtype="bfloat16", max_shard_size="40KB")
   env = os.environ | {

@@ -1,9 +1,11 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.decoder import count_params
 from mlit_jax.weights import names, table
 
 SIZES = {"N": 4, "H": 3, "D": 5}
@@ -107,15 +109,39 @@ def config(**changes):
 ALL = dict(tied=False, qk_norm=True, attn_bias=True, out_bias=True, mlp_bias=True)
 
 
-def test_every_row_is_used_and_every_name_is_one_tensor():
-  used = {r.ours for post in (False, True) for r in table.rows(config(post_norms=post, **ALL))}
-  assert used == {ours for ours, _, _ in names.COMMON + names.PRE_NORMS + names.PRE_AND_POST_NORMS}
-  for post in (False, True):
-    rows = table.rows(config(post_norms=post, **ALL))
-    found = [name for r in rows for name in r.names()]
-    assert len(set(found)) == len(found) and set(found) == set(
-      table.tensors_of(config(post_norms=post, **ALL))
-    )
+# Of each family with rows of its own, what makes it use them all.
+FAMILIES = {
+  "apertus": dict(activation="xielu"),
+  "bloom": ALL
+  | dict(
+    norm="layer",
+    norm_bias=True,
+    embed_norm=True,
+    gated=False,
+    alibi=True,
+    qk_norm=False,
+    num_kv_heads=2,
+  ),
+  "cohere": dict(norm="layer", qk_norm=True, qk_norm_per_head=True),
+  "phi3": dict(tied=False),
+}
+
+
+def test_every_row_is_used_and_every_value_has_one_place():
+  common = [config(post_norms=post, **ALL) for post in (False, True)]
+  common.append(config(qk_norm_full=True))
+  used = {row.ours for cfg in common for row in table.rows(cfg)}
+  shared = names.COMMON + names.PRE_NORMS + names.PRE_AND_POST_NORMS
+  assert used == {ours for ours, _, _ in shared}
+  own = names.OWN | names.OF_FAMILY
+  assert set(FAMILIES) == set(own)
+  configs = {family: config(family=family, **changes) for family, changes in FAMILIES.items()}
+  for family, cfg in configs.items():
+    assert {ours for ours, _, _ in own[family]} <= {row.ours for row in table.rows(cfg)}
+  for cfg in [*common, *configs.values()]:
+    tensors = table.tensors_of(cfg)
+    assert set(tensors) == {name for row in table.rows(cfg) for name in row.names()}
+    assert sum(math.prod(tensor.shape) for tensor in tensors.values()) == count_params(cfg)
 
 
 def test_a_parameter_without_a_row_is_an_error(monkeypatch):

@@ -79,6 +79,34 @@ PUBLISHED = {
     skip_bias_add_qkv=False,
     unk_token_id=0,
   ),
+  "olmo3": dict(
+    rope_parameters=None,
+    rope_theta=500_000,
+    rope_scaling={
+      "attention_factor": 1.2,
+      "beta_fast": 1.5,
+      "beta_slow": 0.1,
+      "factor": 4.0,
+      "original_max_position_embeddings": 16,
+      "rope_type": "yarn",
+    },
+  ),
+  "apertus": dict(
+    rope_parameters=None,
+    rope_theta=10_000,
+    rope_scaling={
+      "factor": 8.0,
+      "high_freq_factor": 4.0,
+      "low_freq_factor": 1.0,
+      "original_max_position_embeddings": 16,
+      "rope_type": "llama3",
+      "type": "llama3",
+    },
+    hidden_dropout=0.0,
+    mlp_bias=False,
+    post_norm=False,
+    qk_norm=True,
+  ),
 }
 
 
@@ -119,6 +147,25 @@ def test_configs_as_published_are_read_alike(tmp_path, variant):
     ("bloom", {"n_inner": 64}),
     ("bloom", {"n_embed": 48}),  # beside hidden_size
     ("bloom", {"n_head": 5}),
+    ("olmo2", {"mlp_bias": True}),
+    ("olmo3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    ("olmo3", {"rope_parameters": None, "rope_theta": 1e4}),
+    (
+      "olmo3",
+      {
+        "rope_parameters": {
+          "full_attention": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 2.0,
+            "truncate": False,
+          }
+        }
+      },
+    ),
+    ("apertus", {"rope_parameters": None, "rope_theta": 1e4}),
+    ("apertus", {"post_norm": True}),
+    ("apertus", {"qk_norm": False}),
     ("gemma3_text", {"attn_logit_softcapping": 2.0}),
     ("gemma3_text", {"use_bidirectional_attention": True}),
     (
@@ -138,6 +185,14 @@ def test_what_we_would_compute_otherwise_is_refused(tmp_path, variant, changes):
   with pytest.raises(UserError, match="not supported") as e:
     source.read_source(tmp_path)
   assert str(tmp_path / "config.json") in str(e.value)
+
+
+def test_an_apertus_without_scaling_has_to_say_so(tmp_path):
+  rope = {"rope_type": "default", "rope_theta": 5e5}
+  model = families.make_model(tmp_path, "apertus", rope_parameters=rope)
+  _, cfg, params = read(tmp_path)
+  assert cfg.rope_scaling is None and cfg.rope_theta == 5e5
+  assert_same_logits(our_logits(params, cfg, TOKENS_BT), families.hf_logits(model, TOKENS_BT))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -3,10 +3,21 @@
 A key that would change what the model computes is honoured here or refused; none is passed over.
 """
 
-from mlit_jax.model.families import bloom, cohere, gemma, llama, mistral, phi, qwen
+from mlit_jax.model.families import (
+  apertus,
+  bloom,
+  cohere,
+  gemma,
+  llama,
+  mistral,
+  olmo,
+  phi,
+  qwen,
+)
 
 # model_type -> reader of the parsed config.json
 FAMILIES = {
+  "apertus": apertus.apertus,
   "bloom": bloom.bloom,
   "cohere": cohere.cohere,
   "cohere2": cohere.cohere2,
@@ -17,6 +28,8 @@ FAMILIES = {
   "llama": llama.llama,
   "ministral3": mistral.ministral3,
   "mistral": mistral.mistral,
+  "olmo2": olmo.olmo2,
+  "olmo3": olmo.olmo3,
   "phi3": phi.phi3,
   "qwen2": qwen.qwen2,
   "qwen3": qwen.qwen3,
