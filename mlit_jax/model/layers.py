@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mlit_jax import mesh
-from mlit_jax.model import attention
+from mlit_jax.model import attention, experts
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.rope import rotate
 
@@ -114,6 +114,35 @@ class Mlp(nnx.Module):
     return out_BTD + _use(self.down_bias_D, x_BTD.dtype)[None, None] if self.bias else out_BTD
 
 
+class Moe(nnx.Module):
+  """Each token's C of E gated MLPs, weighted by the router's probabilities; the router is float32."""
+
+  def __init__(self, cfg: DecoderConfig):
+    D, F, E = cfg.d_model, cfg.d_ff, cfg.num_experts
+    self.choices, self.norm_choices = cfg.experts_per_token, cfg.norm_choices
+    self.router_DE = param((D, E), ("embed", "router"), std=D**-0.5)
+    self.gate_EDF = param((E, D, F), ("expert", "embed", "mlp"), std=D**-0.5)
+    self.up_EDF = param((E, D, F), ("expert", "embed", "mlp"), std=D**-0.5)
+    down_std = (F * 2 * cfg.num_layers) ** -0.5
+    self.down_EFD = param((E, F, D), ("expert", "mlp", "embed"), std=down_std)
+
+  def __call__(self, x_BTD):
+    """The output, and how it was routed: (probs_BTE, choice_BTC)."""
+    x_f32, router_DE = x_BTD.astype(jnp.float32), _use(self.router_DE, jnp.float32)
+    probs_BTE = jax.nn.softmax(matmul(x_f32, router_DE, precision="highest"), axis=-1)
+    weight_BTC, choice_BTC = jax.lax.top_k(probs_BTE, self.choices)
+    if self.norm_choices:
+      weight_BTC = weight_BTC / jnp.sum(weight_BTC, axis=-1, keepdims=True)
+    params = (self.gate_EDF, self.up_EDF, self.down_EFD)
+    out_BTD = mesh.by_expert(
+      experts.run,
+      (x_BTD, choice_BTC, weight_BTC),
+      tuple(p[...].astype(x_BTD.dtype) for p in params),
+      tuple(p.axes for p in params),
+    )
+    return out_BTD, (probs_BTE, choice_BTC)
+
+
 class Block(nnx.Module):
   """One layer: attention and MLP, each normalised before (and, for Gemma 3, after)."""
 
@@ -121,7 +150,11 @@ class Block(nnx.Module):
     self.attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
     self.attn = Attention(cfg)
     self.mlp_norm = RmsNorm(cfg.d_model, "embed", cfg)
-    self.mlp = Mlp(cfg)
+    self.sparse = cfg.num_experts > 0
+    if self.sparse:
+      self.moe = Moe(cfg)
+    else:
+      self.mlp = Mlp(cfg)
     self.post_norms, self.residual_scale = cfg.post_norms, cfg.residual_scale
     if cfg.post_norms:
       self.post_attn_norm = RmsNorm(cfg.d_model, "embed", cfg)
@@ -132,10 +165,15 @@ class Block(nnx.Module):
     return self.attn_norm(x_BTD)
 
   def add(self, x_BTD, h_BTD, o_BTD):
-    """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
+    """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`.
+
+    And how experts were routed: Moe's second result, None without experts.
+    """
     x_BTD = x_BTD + self._scaled(self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
-    m_BTD = self.mlp(self.mlp_norm(x_BTD))
-    return x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
+    y_BTD = self.mlp_norm(x_BTD)
+    m_BTD, routed = self.moe(y_BTD) if self.sparse else (self.mlp(y_BTD), None)
+    x_BTD = x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
+    return x_BTD, routed
 
   def _scaled(self, o_BTD):
     """In float32: bfloat16 would make Granite's 0.22 a 0.2197."""

@@ -44,6 +44,18 @@ PRE_AND_POST_NORMS = [
   ("blocks/mlp_norm/scale_D", _LAYER + "pre_feedforward_layernorm.weight", "D -> D"),
   ("blocks/post_mlp_norm/scale_D", _LAYER + "post_feedforward_layernorm.weight", "D -> D"),
 ]
+EXPERTS = [
+  ("blocks/moe/router_DE", _LAYER + "mlp.gate.weight", "E D -> D E"),
+  ("blocks/moe/gate_EDF", _LAYER + "mlp.experts.{expert}.gate_proj.weight", "F D -> D F"),
+  ("blocks/moe/up_EDF", _LAYER + "mlp.experts.{expert}.up_proj.weight", "F D -> D F"),
+  ("blocks/moe/down_EFD", _LAYER + "mlp.experts.{expert}.down_proj.weight", "D F -> F D"),
+]
+MIXTRAL_EXPERTS = [
+  ("blocks/moe/router_DE", _LAYER + "block_sparse_moe.gate.weight", "E D -> D E"),
+  ("blocks/moe/gate_EDF", _LAYER + "block_sparse_moe.experts.{expert}.w1.weight", "F D -> D F"),
+  ("blocks/moe/up_EDF", _LAYER + "block_sparse_moe.experts.{expert}.w3.weight", "F D -> D F"),
+  ("blocks/moe/down_EFD", _LAYER + "block_sparse_moe.experts.{expert}.w2.weight", "D F -> F D"),
+]
 # Where one family's folders begin their names in several ways: the beginning that the tables above use,
 # and after it those that stand in its place.
 PREFIXES: dict[str, tuple[str, ...]] = {}
@@ -56,7 +68,8 @@ SKIPPED = [
 
 def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
   """The rows that the config's family may use."""
-  return COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  rows = COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
+  return rows + (MIXTRAL_EXPERTS if cfg.family == "mixtral" else EXPERTS)
 
 
 def prefix_of(cfg: DecoderConfig, found: Iterable[str]) -> str:

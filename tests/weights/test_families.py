@@ -88,7 +88,8 @@ def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
   model.zero_grad()
   logits_BTV = model(input_ids=torch.tensor(arrays[0])).logits
   (logits_BTV * torch.tensor(weights_BTV)).sum().backward()
-  theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+  theirs = families.as_saved(model, {name: p.grad for name, p in model.named_parameters()})
+  theirs = {name: grad.numpy() for name, grad in theirs.items()}
   largest = max(np.abs(grad).max() for grad in theirs.values())
   seen = set()
   for name, tensor in table.tensors_of(cfg).items():
@@ -145,7 +146,8 @@ def test_import_is_bitwise_from_shards_in_bfloat16(made, tmp_path):
     params, made.cfg, tmp_path / "out", files=s.files, dtypes=s.dtypes, layout=s.layout
   )
   assert families.bytes_of(tmp_path / "out") == families.bytes_of(tmp_path / "in")
-  named = {n: p.to(torch.bfloat16).float() for n, p in made.model.state_dict().items()}
+  named = families.as_saved(made.model, made.model.state_dict())
+  named = {n: p.to(torch.bfloat16).float() for n, p in named.items()}
   for name, tensor in table.tensors_of(made.cfg).items():
     ours = in_their_layout(table.flatten(params), tensor)
     np.testing.assert_array_equal(ours, named[name].numpy(), err_msg=name)

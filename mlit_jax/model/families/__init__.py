@@ -3,7 +3,7 @@
 A key that would change what the model computes is honoured here or refused; none is passed over.
 """
 
-from mlit_jax.model.families import gemma, llama, mistral, qwen
+from mlit_jax.model.families import gemma, llama, mistral, mixtral, qwen
 
 # model_type -> reader of the parsed config.json
 FAMILIES = {
@@ -13,7 +13,9 @@ FAMILIES = {
   "llama": llama.llama,
   "ministral3": mistral.ministral3,
   "mistral": mistral.mistral,
+  "mixtral": mixtral.mixtral,
   "qwen2": qwen.qwen2,
   "qwen3": qwen.qwen3,
+  "qwen3_moe": qwen.qwen3_moe,
   "smollm3": llama.smollm3,
 }
