@@ -114,6 +114,15 @@ def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   return constrain(w, *("width" if axis == "embed" else axis for axis in axes))
 
 
+def by_row(run: Callable, x: jax.Array):
+  """`run(x)` by every device for its rows of `x` alone, where XLA would bring all rows together."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return run(x)
+  rows = P(_fitting(("batch",), x.shape[:1], mesh)[0])
+  return jax.shard_map(run, in_specs=rows, out_specs=rows)(x)
+
+
 def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.Array:
   """Sum over all experts of `run(*tokens, *weights, first)`, which runs those from `first` on alone.
 
@@ -125,29 +134,31 @@ def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.
   if mesh.empty or mesh.size == 1:
     return run(*tokens, *weights, 0)
   rows = _fitting(("batch",), tokens[0].shape[:1], mesh)[0]
-  specs = [_fitting(names, w.shape, mesh) for names, w in zip(axes, weights, strict=True)]
-  name = specs[0][0]  # None where the mesh does not divide the experts: each device has all of them
-  exchanged = name is not None and rows is not None
+  specs = tuple(_fitting(names, w.shape, mesh) for names, w in zip(axes, weights, strict=True))
+  embed, mlp, expert = (
+    name if mesh.shape[name] > 1 and any(name in spec for spec in specs) else None
+    for name in (RULES["embed"], RULES["mlp"], RULES["expert"])
+  )
+
+  def whole(w, spec):
+    if embed is None or embed not in spec:
+      return w
+    return jax.lax.all_gather(w, embed, axis=spec.index(embed), tiled=True)
 
   def here(tokens, weights):
-    weights = [_whole(w, spec, RULES["embed"]) for w, spec in zip(weights, specs, strict=True)]
-    if exchanged:
-      tokens = [jax.lax.all_gather(x, name, axis=0, tiled=True) for x in tokens]
-    first = 0 if name is None else jax.lax.axis_index(name) * len(weights[0])
+    weights = [whole(w, spec) for w, spec in zip(weights, specs, strict=True)]
+    if expert and rows:
+      tokens = [jax.lax.all_gather(x, expert, axis=0, tiled=True) for x in tokens]
+    first = jax.lax.axis_index(expert) * len(weights[0]) if expert else 0
     out = run(*tokens, *weights, first)
-    if any(RULES["mlp"] in spec for spec in specs):
-      out = jax.lax.psum(out, RULES["mlp"])
-    if exchanged:
-      return jax.lax.psum_scatter(out, name, scatter_dimension=0, tiled=True)
-    return out if name is None else jax.lax.psum(out, name)
+    if mlp:
+      out = jax.lax.psum(out, mlp)
+    if expert and rows:
+      return jax.lax.psum_scatter(out, expert, scatter_dimension=0, tiled=True)
+    return jax.lax.psum(out, expert) if expert else out
 
-  spread = jax.shard_map(here, in_specs=(P(rows), tuple(specs)), out_specs=P(rows), check_vma=False)
+  spread = jax.shard_map(here, in_specs=(P(rows), specs), out_specs=P(rows), check_vma=False)
   return spread(tokens, weights)
-
-
-def _whole(w: jax.Array, spec: P, name: str) -> jax.Array:
-  """A weight's parts along mesh axis `name`, gathered."""
-  return jax.lax.all_gather(w, name, axis=spec.index(name), tiled=True) if name in spec else w
 
 
 def _fitting(axes, shape, mesh) -> P:

@@ -130,7 +130,7 @@ class Moe(nnx.Module):
     """The output, and how it was routed: (probs_BTE, choice_BTC)."""
     x_f32, router_DE = x_BTD.astype(jnp.float32), _use(self.router_DE, jnp.float32)
     probs_BTE = jax.nn.softmax(matmul(x_f32, router_DE, precision="highest"), axis=-1)
-    weight_BTC, choice_BTC = jax.lax.top_k(probs_BTE, self.choices)
+    weight_BTC, choice_BTC = mesh.by_row(lambda p: jax.lax.top_k(p, self.choices), probs_BTE)
     if self.norm_choices:
       weight_BTC = weight_BTC / jnp.sum(weight_BTC, axis=-1, keepdims=True)
     params = (self.gate_EDF, self.up_EDF, self.down_EFD)
