@@ -78,6 +78,7 @@ def get_config():
   c.mesh = s = ConfigDict(convert_dict=False)
   s.data = 1  # replicas
   s.fsdp = -1  # parameters and batch are split so many times; -1: all devices that are left
+  s.expert = 1  # experts and batch are split so many times; without experts the batch alone
   s.tensor = 1  # heads, MLP and vocabulary are split so many times
 
   c.log = g = ConfigDict(convert_dict=False)

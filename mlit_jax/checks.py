@@ -104,7 +104,7 @@ def check_mesh(c, mesh) -> None:
   if (c.batch.rows // c.batch.microbatches) % shards:
     raise UserError(
       f"batch.rows {c.batch.rows} / batch.microbatches {c.batch.microbatches} is not a multiple of the "
-      f"{shards} shards of the batch (mesh.data * mesh.fsdp); change one of them"
+      f"{shards} shards of the batch (mesh.data * mesh.fsdp * mesh.expert); change one of them"
     )
 
 

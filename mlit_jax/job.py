@@ -56,6 +56,7 @@ class Job:
   def run(self, base) -> None:
     """Restore or begin, train, evaluate, and write what the run leaves behind."""
     c, plan, terminal = self.c, self.plan, self.terminal
+    apply = decoder.apply_routed if self.cfg.num_experts else decoder.apply
     with Checkpoints(
       self.root / "checkpoints",
       keep_latest=c.checkpoint.keep_latest,
@@ -75,7 +76,7 @@ class Job:
         rows=c.batch.rows,
         max_length=c.batch.max_length,
         train_step=make_train_step(
-          lambda params, *arrays: decoder.apply(
+          lambda params, *arrays: apply(
             params, self.cfg, *arrays, dtype=self.dtype, remat=c.model.remat
           ),
           self.optimizer,
@@ -84,6 +85,8 @@ class Job:
           num_languages=len(self.encoded.languages),
           microbatches=c.batch.microbatches,
           clip_norm=c.optimizer.gradient_clip_norm,
+          num_experts=self.cfg.num_experts,
+          router_loss_weight=self.cfg.router_loss_weight,
         ),
         batches=load_batches(
           self.encoded, plan, first, meshes.process_rows(self.mesh, c.batch.rows)

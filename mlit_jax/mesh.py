@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -9,14 +11,16 @@ from jax.sharding import PartitionSpec as P
 
 from mlit_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 RULES = {
-  "batch": ("data", "fsdp"),
+  "batch": ("data", "fsdp", "expert"),
   "embed": "fsdp",
   "heads": "tensor",
   "kv_heads": "tensor",
   "mlp": "tensor",
+  "expert": "expert",
+  "router": None,  # its scores, one per expert
   "vocab": "tensor",
   "head_dim": None,
   "layers": None,
@@ -27,22 +31,25 @@ RULES = {
 BATCH_SPEC = P(RULES["batch"], None)
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
-  """Mesh over (data, fsdp, tensor); at most one size may be -1: what is left of the devices."""
+def make_mesh(
+  data: int = 1, fsdp: int = -1, tensor: int = 1, expert: int = 1, devices=None
+) -> Mesh:
+  """Mesh over MESH_AXES; at most one size may be -1: what is left of the devices."""
   devices = jax.devices() if devices is None else devices
-  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
   free = [name for name, size in sizes.items() if size == -1]
   known = int(np.prod([size for size in sizes.values() if size != -1]))
   wrong = min(sizes.values()) < -1 or known < 1  # -2 * -2 would pass for 4
   if len(free) > 1 or wrong or len(devices) % known or (not free and known != len(devices)):
     raise UserError(
       f"mesh {sizes} does not fit {len(devices)} devices. "
-      "The product of mesh.data, mesh.fsdp and mesh.tensor must be their number; one of them may be -1."
+      "The product of mesh.data, mesh.fsdp, mesh.expert and mesh.tensor must be their number; "
+      "one of them may be -1."
     )
   if free:
     sizes[free[0]] = len(devices) // known
   shape = tuple(sizes[axis] for axis in MESH_AXES)
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
 def spec(axes: tuple[str, ...]) -> P:
@@ -64,7 +71,7 @@ def param_shardings(specs, mesh: Mesh):
 
 def batch_shards(mesh: Mesh) -> int:
   """Over how many shards the rows of a batch are spread."""
-  return mesh.shape["data"] * mesh.shape["fsdp"]
+  return int(np.prod([mesh.shape[name] for name in RULES["batch"]]))
 
 
 def process_rows(mesh: Mesh, rows: int) -> np.ndarray:
@@ -105,6 +112,53 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
 def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """The FSDP gather of a weight that is about to be used, already in the compute dtype."""
   return constrain(w, *("width" if axis == "embed" else axis for axis in axes))
+
+
+def by_row(run: Callable, x: jax.Array):
+  """`run(x)` by every device for its rows of `x` alone, where XLA would bring all rows together."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return run(x)
+  rows = P(_fitting(("batch",), x.shape[:1], mesh)[0])
+  return jax.shard_map(run, in_specs=rows, out_specs=rows)(x)
+
+
+def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.Array:
+  """Sum over all experts of `run(*tokens, *weights, first)`, which runs those from `first` on alone.
+
+  tokens: arrays [B, ...]; the result is one like the first of them. weights: [E, ...], with their axes.
+  Each device brings its rows to all that lie along `expert` with it, and runs its experts on theirs:
+  E / expert of them, whole along `embed`. What a row got from each is added up where the row lies.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return run(*tokens, *weights, 0)
+  rows = _fitting(("batch",), tokens[0].shape[:1], mesh)[0]
+  specs = tuple(_fitting(names, w.shape, mesh) for names, w in zip(axes, weights, strict=True))
+  embed, mlp, expert = (
+    name if mesh.shape[name] > 1 and any(name in spec for spec in specs) else None
+    for name in (RULES["embed"], RULES["mlp"], RULES["expert"])
+  )
+
+  def whole(w, spec):
+    if embed is None or embed not in spec:
+      return w
+    return jax.lax.all_gather(w, embed, axis=spec.index(embed), tiled=True)
+
+  def here(tokens, weights):
+    weights = [whole(w, spec) for w, spec in zip(weights, specs, strict=True)]
+    if expert and rows:
+      tokens = [jax.lax.all_gather(x, expert, axis=0, tiled=True) for x in tokens]
+    first = jax.lax.axis_index(expert) * len(weights[0]) if expert else 0
+    out = run(*tokens, *weights, first)
+    if mlp:
+      out = jax.lax.psum(out, mlp)
+    if expert and rows:
+      return jax.lax.psum_scatter(out, expert, scatter_dimension=0, tiled=True)
+    return jax.lax.psum(out, expert) if expert else out
+
+  spread = jax.shard_map(here, in_specs=(P(rows), specs), out_specs=P(rows), check_vma=False)
+  return spread(tokens, weights)
 
 
 def _fitting(axes, shape, mesh) -> P:

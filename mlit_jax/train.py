@@ -60,7 +60,7 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
         checks.check_images(of_text, base.config)
       checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)
       load.check_names(base.folder, cfg)
-    mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    mesh = meshes.make_mesh(**c.mesh)
     checks.check_mesh(c, mesh)
     ledger = ledgers.make_ledger(rows, encoded, plan, mixture=c.data.mixture, seed=c.seed)
     workdir.check_plan(root, plan.hash)

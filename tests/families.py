@@ -86,7 +86,8 @@ def random_model_like(model):
 
   config = copy.deepcopy(model.config)
   config.dtype = None
-  other = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+  eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+  other = transformers.AutoModelForCausalLM.from_config(config, **eager).eval()
   other.load_state_dict(model.state_dict())
   return other
 
@@ -103,6 +104,13 @@ def load_model(folder):
     report
   )
   return model.eval()
+
+
+def as_saved(model, tensors: dict) -> dict:
+  """Tensors named as the model's own, spelled as save_pretrained writes them: experts one by one."""
+  from transformers.core_model_loading import revert_weight_conversion
+
+  return revert_weight_conversion(model, tensors)
 
 
 def hf_logits(model, tokens_BT):

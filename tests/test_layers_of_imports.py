@@ -17,13 +17,14 @@ MAY_IMPORT = {
   "errors": set(),
   "metrics": set(),
   "batch": set(),
+  "routing": set(),
   "mesh": {"errors"},
   "runtime": {"errors"},
   "config": {"errors"},
   "data": {"batch", "errors"},
-  "model": {"batch", "mesh", "errors"},
+  "model": {"batch", "routing", "mesh", "errors"},
   "weights": {"model", "mesh", "errors"},
-  "training": {"batch", "mesh", "errors", "metrics", "runtime", "config"},
+  "training": {"batch", "routing", "mesh", "errors", "metrics", "runtime", "config"},
   "evals": {"batch", "mesh", "errors", "metrics", "runtime", "data", "model"},
 }
 

@@ -20,24 +20,29 @@ def eight_devices():
 @pytest.mark.parametrize(
   "sizes, shape",
   [
-    (dict(), (1, 8, 1)),
-    (dict(tensor=2), (1, 4, 2)),
-    (dict(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
-    (dict(data=2, fsdp=4), (2, 4, 1)),
-    (dict(data=1, fsdp=1, tensor=-1), (1, 1, 8)),
-    (dict(data=8, fsdp=-1), (8, 1, 1)),
+    (dict(), (1, 8, 1, 1)),
+    (dict(tensor=2), (1, 4, 1, 2)),
+    (dict(data=-1, fsdp=2, tensor=2), (2, 2, 1, 2)),
+    (dict(data=2, fsdp=4), (2, 4, 1, 1)),
+    (dict(data=1, fsdp=1, tensor=-1), (1, 1, 1, 8)),
+    (dict(data=8, fsdp=-1), (8, 1, 1, 1)),
+    (dict(expert=4), (1, 2, 4, 1)),
+    (dict(fsdp=2, expert=-1, tensor=2), (1, 2, 2, 2)),
   ],
 )
 def test_mesh_sizes(sizes, shape):
   mesh = make_mesh(**sizes)
-  assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
-  assert meshes.batch_shards(mesh) == shape[0] * shape[1]
+  assert tuple(mesh.shape.items()) == tuple(
+    zip(("data", "fsdp", "expert", "tensor"), shape, strict=True)
+  )
+  assert meshes.batch_shards(mesh) == shape[0] * shape[1] * shape[2]
 
 
 @pytest.mark.parametrize(
   "sizes",
   [
     dict(tensor=3),
+    dict(expert=3),
     dict(data=-1, fsdp=-1),
     dict(data=2, fsdp=2, tensor=1),
     dict(fsdp=16),
@@ -53,13 +58,15 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
 
 
 def test_some_devices_only():
-  assert make_mesh(devices=jax.devices()[:1]).shape == {"data": 1, "fsdp": 1, "tensor": 1}
+  assert make_mesh(devices=jax.devices()[:1]).shape == dict.fromkeys(meshes.MESH_AXES, 1)
 
 
 def test_rules():
   assert meshes.spec(("embed", "mlp")) == P("fsdp", "tensor")
   assert meshes.spec(("layers", "embed", "kv_heads", "head_dim")) == P(None, "fsdp", "tensor", None)
-  assert meshes.spec(("batch", "length", "width")) == P(("data", "fsdp"), None, None)
+  rows = ("data", "fsdp", "expert")
+  assert meshes.spec(("batch", "length", "width")) == P(rows, None, None)
+  assert meshes.spec(("expert", "embed", "mlp")) == P("expert", "fsdp", "tensor")
   assert meshes.spec(("batch", "length")) == meshes.BATCH_SPEC
   with pytest.raises(KeyError):
     meshes.spec(("embed", "mlpp"))
@@ -100,7 +107,14 @@ class ProcessView:
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 @pytest.mark.parametrize(
-  "sizes", [dict(), dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(data=2, fsdp=1, tensor=4)]
+  "sizes",
+  [
+    dict(),
+    dict(data=2, fsdp=4),
+    dict(fsdp=4, tensor=2),
+    dict(data=2, fsdp=1, tensor=4),
+    dict(fsdp=2, expert=2, tensor=2),
+  ],
 )
 def test_rows_of_all_processes_are_the_batch_in_order(monkeypatch, sizes, processes):
   mesh = make_mesh(**sizes)

@@ -311,10 +311,11 @@ def place(x: np.ndarray, sharding) -> jax.Array:
 
 
 def _cast_matrices(params, dtype):
-  """Weights in the compute dtype, once for all tokens; norms stay float32, as in the model."""
+  """Weights in the compute dtype, once for all tokens; norms and routers stay float32."""
 
   def cast(path, x):
-    return x if path[-1].key.startswith(("scale_", "bias_")) else x.astype(dtype)
+    kept = path[-1].key.startswith(("scale_", "bias_", "router_"))
+    return x if kept else x.astype(dtype)
 
   return jax.tree.map_with_path(cast, params)
 

@@ -53,6 +53,10 @@ class DecoderConfig:
   attn_bias: bool = False  # on q, k, v
   out_bias: bool = False  # on attention's output
   mlp_bias: bool = False
+  num_experts: int = 0  # of every layer; 0: one MLP
+  experts_per_token: int = 0
+  norm_choices: bool = True  # the probabilities of a token's experts add up to one
+  router_loss_weight: float = 0.0  # of routing.balance_loss, in training
   attn_softcap: float | None = None
   final_softcap: float | None = None
 
@@ -73,6 +77,8 @@ class DecoderConfig:
       raise UserError(
         f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
       )
+    if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+      raise UserError(f"{self.experts_per_token} experts per token, of {self.num_experts}")
 
 
 def from_hf(config: dict) -> DecoderConfig:

@@ -14,6 +14,7 @@ from flax import nnx
 from mlit_jax import mesh
 from mlit_jax.model import attention, layers, rope
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.routing import Routing, routing_sums
 
 REMAT = ("none", "attention_saved", "full")
 
@@ -86,6 +87,21 @@ def apply(
   remat="none",
 ) -> jax.Array:
   """logits_BTV, float32, of packed rows."""
+  arrays = (tokens_BT, positions_BT, segments_BT)
+  return apply_routed(params, cfg, *arrays, dtype=dtype, remat=remat)[0]
+
+
+def apply_routed(
+  params,
+  cfg: DecoderConfig,
+  tokens_BT,
+  positions_BT,
+  segments_BT,
+  *,
+  dtype=jnp.float32,
+  remat="none",
+) -> tuple[jax.Array, Routing | None]:
+  """As apply; and where there are experts, the Routing of all tokens but padding."""
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   ropes = rope.tables(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
   growth_BT = rope.query_growth(cfg, positions_BT)
@@ -99,11 +115,12 @@ def apply(
     mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
     distance_BTT = attention.distance(positions_BT, positions_BT) if cfg.alibi else None
     o_BTD = block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT, distance_BTT)
-    x_BTD = block.add(x_BTD, h_BTD, o_BTD)
-    return mesh.constrain(x_BTD, "batch", "length", "width"), None
+    x_BTD, routed = block.add(x_BTD, h_BTD, o_BTD)
+    sums = routing_sums(*routed, segments_BT > 0) if routed else None
+    return mesh.constrain(x_BTD, "batch", "length", "width"), sums
 
-  x_BTD, _ = jax.lax.scan(_with_remat(layer, remat), x_BTD, (params["blocks"], *_kinds(cfg)))
-  return unembed(params, cfg, x_BTD)
+  x_BTD, sums = jax.lax.scan(_with_remat(layer, remat), x_BTD, (params["blocks"], *_kinds(cfg)))
+  return unembed(params, cfg, x_BTD), jax.tree.map(lambda s: jnp.sum(s, axis=0), sums)
 
 
 def init_cache(cfg: DecoderConfig, rows: int, slots: int, dtype=jnp.float32) -> Cache:
@@ -142,7 +159,7 @@ def apply_cached(
     mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
     distance_BTS = attention.distance(positions_BT, slots_BS) if cfg.alibi else None
     o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS, distance_BTS)
-    return block.add(x_BTD, h_BTD, o_BTD), (k_BSKH, v_BSKH)
+    return block.add(x_BTD, h_BTD, o_BTD)[0], (k_BSKH, v_BSKH)
 
   x_BTD, (k, v) = jax.lax.scan(
     layer, x_BTD, (params["blocks"], *_kinds(cfg), cache.k_LBSKH, cache.v_LBSKH)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mlit_jax import mesh
-from mlit_jax.model import attention
+from mlit_jax.model import attention, experts
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.rope import rotate
 
@@ -215,12 +215,45 @@ class Mlp(nnx.Module):
     return jax.nn.silu(x_BTF) if silu else jax.nn.gelu(x_BTF, approximate=True)
 
 
+class Moe(nnx.Module):
+  """Each token's C of E gated MLPs, weighted by the router's probabilities; the router is float32."""
+
+  def __init__(self, cfg: DecoderConfig):
+    D, F, E = cfg.d_model, cfg.d_ff, cfg.num_experts
+    self.choices, self.norm_choices = cfg.experts_per_token, cfg.norm_choices
+    self.router_DE = param((D, E), ("embed", "router"), std=D**-0.5)
+    self.gate_EDF = param((E, D, F), ("expert", "embed", "mlp"), std=D**-0.5)
+    self.up_EDF = param((E, D, F), ("expert", "embed", "mlp"), std=D**-0.5)
+    down_std = (F * 2 * cfg.num_layers) ** -0.5
+    self.down_EFD = param((E, F, D), ("expert", "mlp", "embed"), std=down_std)
+
+  def __call__(self, x_BTD):
+    """The output, and how it was routed: (probs_BTE, choice_BTC)."""
+    x_f32, router_DE = x_BTD.astype(jnp.float32), _use(self.router_DE, jnp.float32)
+    probs_BTE = jax.nn.softmax(matmul(x_f32, router_DE, precision="highest"), axis=-1)
+    weight_BTC, choice_BTC = mesh.by_row(lambda p: jax.lax.top_k(p, self.choices), probs_BTE)
+    if self.norm_choices:
+      weight_BTC = weight_BTC / jnp.sum(weight_BTC, axis=-1, keepdims=True)
+    params = (self.gate_EDF, self.up_EDF, self.down_EFD)
+    out_BTD = mesh.by_expert(
+      experts.run,
+      (x_BTD, choice_BTC, weight_BTC),
+      tuple(p[...].astype(x_BTD.dtype) for p in params),
+      tuple(p.axes for p in params),
+    )
+    return out_BTD, (probs_BTE, choice_BTC)
+
+
 class Block(nnx.Module):
   """One layer: attention and MLP, each normalised before (Gemma: and after; OLMo: only after; Cohere: once)."""
 
   def __init__(self, cfg: DecoderConfig):
     self.attn = Attention(cfg)
-    self.mlp = Mlp(cfg)
+    self.sparse = cfg.num_experts > 0
+    if self.sparse:
+      self.moe = Moe(cfg)
+    else:
+      self.mlp = Mlp(cfg)
     self.pre_norms, self.post_norms = cfg.pre_norms, cfg.post_norms
     self.parallel, self.residual_scale = cfg.parallel, cfg.residual_scale
     self.residual_after_norm = cfg.residual_after_norm
@@ -237,15 +270,23 @@ class Block(nnx.Module):
     return self.attn_norm(x_BTD) if self.pre_norms else x_BTD
 
   def add(self, x_BTD, h_BTD, o_BTD):
-    """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`."""
+    """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`.
+
+    And how experts were routed: Moe's second result, None without experts.
+    """
     if self.parallel:
-      return x_BTD + self._scaled(o_BTD) + self._scaled(self.mlp(h_BTD))
+      m_BTD, routed = self._mlp(h_BTD)
+      return x_BTD + self._scaled(o_BTD) + self._scaled(m_BTD), routed
     x_BTD = h_BTD if self.residual_after_norm else x_BTD
     x_BTD = x_BTD + self._scaled(self.post_attn_norm(o_BTD) if self.post_norms else o_BTD)
     h_BTD = self.mlp_norm(x_BTD) if self.pre_norms else x_BTD
-    m_BTD = self.mlp(h_BTD)
+    m_BTD, routed = self._mlp(h_BTD)
     x_BTD = h_BTD if self.residual_after_norm else x_BTD
-    return x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
+    x_BTD = x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
+    return x_BTD, routed
+
+  def _mlp(self, h_BTD):
+    return self.moe(h_BTD) if self.sparse else (self.mlp(h_BTD), None)
 
   def _scaled(self, o_BTD):
     """In float32: bfloat16 would make Granite's 0.22 a 0.2197."""

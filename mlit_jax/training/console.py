@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import (
@@ -142,10 +143,10 @@ class Meter:
 
   def add(self, sums, norm: float, flops: float, slots: int) -> None:
     """Host sums of one step (Sums of numpy arrays), its gradient norm, useful FLOPs and token slots."""
-    wide = type(sums)(
-      *(np.asarray(x, np.float64 if i == 0 else np.int64) for i, x in enumerate(sums))
+    wide = jax.tree.map(
+      lambda x: np.asarray(x, np.float64 if x.dtype.kind == "f" else np.int64), sums
     )
-    self.sums = wide if self.sums is None else type(sums)(*map(np.add, self.sums, wide))
+    self.sums = wide if self.sums is None else jax.tree.map(np.add, self.sums, wide)
     self.steps += 1
     self.norm = norm
     self.flops += flops

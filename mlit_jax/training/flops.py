@@ -27,11 +27,12 @@ PEAK_TFLOPS = {
 def step_flops(cfg: DecoderConfig, lengths: np.ndarray) -> float:
   """Forward and backward FLOPs of examples of these lengths; no padding, no recomputation.
 
-  6 * (weights in matmuls) * tokens + 6 * heads * head_dim * sum over layers of the pairs that attention
+  6 * (weights in matmuls; of experts, those a token reaches) * tokens + 6 * heads * head_dim * sum over layers of the pairs that attention
   sees: half of length^2 (causal), less what lies beyond a window.
   """
   lengths = np.asarray(lengths, np.float64)
-  matmul = _num_in_matmuls(cfg)
+  idle = (cfg.num_experts - cfg.experts_per_token) * 3 * cfg.d_model * cfg.d_ff * cfg.num_layers
+  matmul = _num_in_matmuls(cfg) - idle
   pairs = 0.0
   for window in cfg.windows:
     beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)

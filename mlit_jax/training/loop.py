@@ -12,6 +12,7 @@ import numpy as np
 from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch, check_batch
 from mlit_jax.errors import UserError
+from mlit_jax.routing import balance_loss
 from mlit_jax.runtime import Stopped, StopSignal
 from mlit_jax.training.console import Meter, Terminal
 from mlit_jax.training.step import State, StepMetrics
@@ -139,6 +140,8 @@ def _log(run: Run, step: int, meter: Meter) -> None:
     "train/grad_norm": meter.norm,
     "train/learning_rate": rate,
   }
+  if sums.routing:
+    event["train/router_loss"] = float(balance_loss(sums.routing))
   if run.peak_flops:
     event["train/mfu"] = meter.flops / seconds / run.peak_flops
   run.log(step, event)

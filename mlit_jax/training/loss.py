@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mlit_jax.batch import Batch
+from mlit_jax.routing import Routing
 
 
 class Sums(NamedTuple):
@@ -18,11 +19,18 @@ class Sums(NamedTuple):
   trained: jax.Array  # int32, trained tokens
   tokens: jax.Array  # int32, tokens
   examples: jax.Array  # int32, examples that begin
+  routing: Routing | None = None  # of a model with experts; not per language
 
 
-def batch_sums(apply: Callable, params, batch: Batch, num_languages: int) -> Sums:
-  """Sums of one batch. `apply(params, tokens, positions, segments)` gives float32 logits_BTV."""
-  logits_BTV = apply(params, batch.tokens, batch.positions, batch.segments)
+def batch_sums(
+  apply: Callable, params, batch: Batch, num_languages: int, *, routed: bool = False
+) -> Sums:
+  """Sums of one batch.
+
+  `apply(params, tokens, positions, segments)` gives float32 logits_BTV, or if `routed` those and Routing.
+  """
+  out = apply(params, batch.tokens, batch.positions, batch.segments)
+  logits_BTV, routing = out if routed else (out, None)
   nll_BT = token_nll(logits_BTV, batch.targets)
   live_BT = batch.segments > 0
 
@@ -34,6 +42,7 @@ def batch_sums(apply: Callable, params, batch: Batch, num_languages: int) -> Sum
     trained=per_language((batch.weights > 0).astype(jnp.int32)),
     tokens=per_language(live_BT.astype(jnp.int32)),
     examples=per_language((live_BT & (batch.positions == 0)).astype(jnp.int32)),
+    routing=routing,
   )
 
 

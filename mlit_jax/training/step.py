@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch
+from mlit_jax.routing import Routing, balance_loss
 from mlit_jax.training.loss import Sums, batch_sums
 
 
@@ -54,27 +55,38 @@ def make_train_step(
   num_languages: int,
   microbatches: int = 1,
   clip_norm: float = 0.0,
+  num_experts: int = 0,
+  router_loss_weight: float = 0.0,
 ) -> Callable:
   """Jitted (state, batch) -> (state, StepMetrics); the state is donated.
 
   Loss = sum over the trained tokens of the whole global batch / their number: microbatches add sums,
   and the division happens once, before clipping.
+
+  With experts, `apply` gives (logits, Routing), and router_loss_weight * balance_loss is added. Its figure
+  in the sums is that of the whole batch, on any mesh and in any number of microbatches; so is its gradient
+  on any mesh. But the loss is a product of two sums, so in the gradient each microbatch is held to its own
+  balance, and counts by its tokens.
   """
 
-  def objective(params, batch):
-    sums = batch_sums(apply, params, batch, num_languages)
-    return jnp.sum(sums.nll), sums
+  def objective(params, batch, per_token):
+    sums = batch_sums(apply, params, batch, num_languages, routed=num_experts > 0)
+    loss = jnp.sum(sums.nll)
+    if num_experts:
+      loss += per_token * jnp.sum(batch.segments > 0) * balance_loss(sums.routing)
+    return loss, sums
 
   def grads_and_sums(params, batch):
+    per_token = router_loss_weight * _trained_per_token(batch) if num_experts else None
     if microbatches == 1:
-      (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, batch)
+      (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, per_token)
       return grads, sums
 
     def add(carry, part):
-      (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, part)
+      (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, part, per_token)
       return jax.tree.map(jnp.add, carry, (grads, sums)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params), _zero_sums(num_languages)
+    zeros = jax.tree.map(jnp.zeros_like, params), _zero_sums(num_languages, num_experts)
     return jax.lax.scan(add, zeros, split_rows(batch, microbatches))[0]
 
   def step(state: State, batch: Batch) -> tuple[State, StepMetrics]:
@@ -104,6 +116,15 @@ def split_rows(batch: Batch, parts: int) -> Batch:
   )
 
 
-def _zero_sums(num_languages: int) -> Sums:
-  ints = jnp.zeros(num_languages, jnp.int32)
-  return Sums(jnp.zeros(num_languages, jnp.float32), ints, ints, ints)
+def _trained_per_token(batch: Batch) -> jax.Array:
+  """Times tokens, it is what the division by trained tokens leaves at 1."""
+  trained = jnp.maximum(jnp.sum(batch.weights > 0), 1)
+  return trained / jnp.maximum(jnp.sum(batch.segments > 0), 1)
+
+
+def _zero_sums(num_languages: int, num_experts: int) -> Sums:
+  ints, routing = jnp.zeros(num_languages, jnp.int32), None
+  if num_experts:
+    zeros_E = jnp.zeros(num_experts, jnp.float32)
+    routing = Routing(zeros_E.astype(jnp.int32), zeros_E, jnp.zeros((), jnp.int32))
+  return Sums(jnp.zeros(num_languages, jnp.float32), ints, ints, ints, routing)

@@ -37,29 +37,6 @@ COMMON = [
   ("final_norm/scale_D", "model.norm.weight", "D -> D"),
   ("head/kernel_DV", HEAD, "V D -> D V"),
 ]
-# Rows that take the place of those above for the parameters they name. Rows of one tensor lie one after the
-# other in its first axis.
-OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
-  "apertus": [
-    ("blocks/attn_norm/scale_D", _LAYER + "attention_layernorm.weight", "D -> D"),
-    ("blocks/mlp_norm/scale_D", _LAYER + "feedforward_layernorm.weight", "D -> D"),
-    ("blocks/mlp/xielu/alpha_p", _LAYER + "mlp.act_fn.alpha_p", "(0/1) -> "),
-    ("blocks/mlp/xielu/alpha_n", _LAYER + "mlp.act_fn.alpha_n", "(0/1) -> "),
-    ("blocks/mlp/xielu/beta", _LAYER + "mlp.act_fn.beta", " -> "),
-    ("blocks/mlp/xielu/eps", _LAYER + "mlp.act_fn.eps", " -> "),
-  ],
-  "cohere": [  # a scale per head, where the others have one for all
-    ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "N H -> N H"),
-    ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "K H -> K H"),
-  ],
-  "phi3": [
-    ("blocks/attn/q_DNH", _LAYER + "self_attn.qkv_proj.weight", "(N H) D -> D N H"),
-    ("blocks/attn/k_DKH", _LAYER + "self_attn.qkv_proj.weight", "(K H) D -> D K H"),
-    ("blocks/attn/v_DKH", _LAYER + "self_attn.qkv_proj.weight", "(K H) D -> D K H"),
-    ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_up_proj.weight", "F D -> D F"),
-    ("blocks/mlp/up_DF", _LAYER + "mlp.gate_up_proj.weight", "F D -> D F"),
-  ],
-}
 # The same name means two things: Llama's norm before the MLP is Gemma's norm after attention.
 PRE_NORMS = [
   ("blocks/mlp_norm/scale_D", _LAYER + "post_attention_layernorm.weight", "D -> D"),
@@ -97,6 +74,41 @@ BLOOM = [
 ]
 # Families whose names have nothing in common with Llama's.
 OWN = {"bloom": BLOOM}
+# Rows of one family, in place of those above that name the same parameter. Rows of one tensor lie one after
+# the other in its first axis.
+OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
+  "apertus": [
+    ("blocks/attn_norm/scale_D", _LAYER + "attention_layernorm.weight", "D -> D"),
+    ("blocks/mlp_norm/scale_D", _LAYER + "feedforward_layernorm.weight", "D -> D"),
+    ("blocks/mlp/xielu/alpha_p", _LAYER + "mlp.act_fn.alpha_p", "(0/1) -> "),
+    ("blocks/mlp/xielu/alpha_n", _LAYER + "mlp.act_fn.alpha_n", "(0/1) -> "),
+    ("blocks/mlp/xielu/beta", _LAYER + "mlp.act_fn.beta", " -> "),
+    ("blocks/mlp/xielu/eps", _LAYER + "mlp.act_fn.eps", " -> "),
+  ],
+  "cohere": [  # a scale per head, where the others have one for all
+    ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "N H -> N H"),
+    ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "K H -> K H"),
+  ],
+  "mixtral": [
+    ("blocks/moe/router_DE", _LAYER + "block_sparse_moe.gate.weight", "E D -> D E"),
+    ("blocks/moe/gate_EDF", _LAYER + "block_sparse_moe.experts.{expert}.w1.weight", "F D -> D F"),
+    ("blocks/moe/up_EDF", _LAYER + "block_sparse_moe.experts.{expert}.w3.weight", "F D -> D F"),
+    ("blocks/moe/down_EFD", _LAYER + "block_sparse_moe.experts.{expert}.w2.weight", "D F -> F D"),
+  ],
+  "phi3": [
+    ("blocks/attn/q_DNH", _LAYER + "self_attn.qkv_proj.weight", "(N H) D -> D N H"),
+    ("blocks/attn/k_DKH", _LAYER + "self_attn.qkv_proj.weight", "(K H) D -> D K H"),
+    ("blocks/attn/v_DKH", _LAYER + "self_attn.qkv_proj.weight", "(K H) D -> D K H"),
+    ("blocks/mlp/gate_DF", _LAYER + "mlp.gate_up_proj.weight", "F D -> D F"),
+    ("blocks/mlp/up_DF", _LAYER + "mlp.gate_up_proj.weight", "F D -> D F"),
+  ],
+  "qwen3_moe": [
+    ("blocks/moe/router_DE", _LAYER + "mlp.gate.weight", "E D -> D E"),
+    ("blocks/moe/gate_EDF", _LAYER + "mlp.experts.{expert}.gate_proj.weight", "F D -> D F"),
+    ("blocks/moe/up_EDF", _LAYER + "mlp.experts.{expert}.up_proj.weight", "F D -> D F"),
+    ("blocks/moe/down_EFD", _LAYER + "mlp.experts.{expert}.down_proj.weight", "D F -> F D"),
+  ],
+}
 # Where one family's folders begin their names in several ways: the beginning that the tables above use,
 # and after it those that stand in its place.
 PREFIXES: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""Variants of Qwen 2 and 3."""
+"""Variants of Qwen 2 and 3, and of 3 with experts."""
 
 from tests.variants.common import PLAIN_ROPE
 
@@ -58,5 +58,54 @@ VARIANTS = {
     rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
     rms_norm_eps=1e-5,
     tie_word_embeddings=False,
+  ),
+  "qwen3_moe": dict(  # 30B-A3B
+    model_type="qwen3_moe",
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    rms_norm_eps=1e-6,
+    moe_intermediate_size=20,
+    num_experts=6,
+    num_experts_per_tok=2,
+    norm_topk_prob=True,
+    tie_word_embeddings=False,
+  ),
+  "qwen3_moe_single": dict(  # one expert a token, as probable as the router says; windows
+    model_type="qwen3_moe",
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=12,
+    rope_parameters=PLAIN_ROPE,
+    rms_norm_eps=1e-5,
+    moe_intermediate_size=28,
+    num_experts=4,
+    num_experts_per_tok=1,
+    norm_topk_prob=False,
+    use_sliding_window=True,
+    sliding_window=4,
+    tie_word_embeddings=False,
+  ),
+  "qwen3_moe_biases": dict(  # rows beyond the original length; here tied
+    model_type="qwen3_moe",
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 10_000.0,
+      "factor": 8.0,
+      "original_max_position_embeddings": 16,
+      "beta_fast": 2.0,
+      "beta_slow": 0.25,
+    },
+    rms_norm_eps=1e-6,
+    attention_bias=True,
+    moe_intermediate_size=12,
+    num_experts=5,
+    num_experts_per_tok=3,
+    norm_topk_prob=False,
+    tie_word_embeddings=True,
   ),
 }

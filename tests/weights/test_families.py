@@ -93,7 +93,8 @@ def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
   named = dict(model.named_parameters())
   carried = {name for name in named if names.is_carried(cfg.family, name)}
   assert not any(named[name].grad is not None for name in carried)
-  theirs = {name: p.grad.numpy() for name, p in named.items() if name not in carried}
+  theirs = {name: p.grad for name, p in named.items() if name not in carried}
+  theirs = {name: grad.numpy() for name, grad in families.as_saved(model, theirs).items()}
   largest = max(np.abs(grad).max() for grad in theirs.values())
   seen = set()
   for name, tensor in table.tensors_of(cfg, names.prefix_of(cfg, theirs)).items():
@@ -158,7 +159,8 @@ def test_import_is_bitwise_from_shards_in_bfloat16(made, tmp_path):
   kwargs = dict(files=s.files, dtypes=s.dtypes, layout=s.layout, carried=s.carried)
   save.save_folder(params, made.cfg, tmp_path / "out", **kwargs)
   assert families.bytes_of(tmp_path / "out") == families.bytes_of(tmp_path / "in")
-  named = {n: p.to(torch.bfloat16).float() for n, p in made.model.state_dict().items()}
+  named = families.as_saved(made.model, made.model.state_dict())
+  named = {n: p.to(torch.bfloat16).float() for n, p in named.items()}
   for name, tensor in table.tensors_of(made.cfg, names.prefix_of(made.cfg, named)).items():
     ours = in_their_layout(table.flatten(params), tensor)
     np.testing.assert_array_equal(ours, named[name].numpy(), err_msg=name)

@@ -123,7 +123,9 @@ FAMILIES = {
     num_kv_heads=2,
   ),
   "cohere": dict(norm="layer", qk_norm=True, qk_norm_per_head=True),
+  "mixtral": dict(num_experts=3, experts_per_token=1),
   "phi3": dict(tied=False),
+  "qwen3_moe": dict(num_experts=3, experts_per_token=1),
 }
 
 

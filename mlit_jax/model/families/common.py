@@ -65,6 +65,21 @@ def biases(c: dict) -> dict:
   return {"attn_bias": attn, "out_bias": attn, "mlp_bias": bool(c.get("mlp_bias"))}
 
 
+def experts(c: dict) -> dict:
+  """The router and its experts; transformers 5 calls their number num_local_experts in every family."""
+  numbers = {c[key] for key in ("num_experts", "num_local_experts") if c.get(key)}
+  if len(numbers) != 1:
+    raise UserError(
+      f"not supported: num_experts {c.get('num_experts')} and num_local_experts "
+      f"{c.get('num_local_experts')} of {c['model_type']}"
+    )
+  return {
+    "num_experts": numbers.pop(),
+    "experts_per_token": c["num_experts_per_tok"],
+    "router_loss_weight": float(c.get("router_aux_loss_coef", 0.001)),
+  }
+
+
 def every(c: dict, n: int) -> list[str]:
   """layer_types where config.json has none: every n-th layer sees all."""
   return [

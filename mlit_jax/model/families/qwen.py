@@ -1,8 +1,8 @@
-"""Qwen 2 and 3."""
+"""Qwen 2 and 3, and 3 with experts."""
 
 from __future__ import annotations
 
-from mlit_jax.model.families.common import require, rope, sizes, windows
+from mlit_jax.model.families.common import GLOBAL, biases, experts, require, rope, sizes, windows
 
 
 def qwen2(c: dict) -> dict:
@@ -17,6 +17,30 @@ def qwen2(c: dict) -> dict:
 def qwen3(c: dict) -> dict:
   require(c, hidden_act=("silu",), attention_bias=(False, None), use_sliding_window=(False, None))
   return sizes(c) | rope(c, ("default", "llama3", "linear", "yarn")) | {"qk_norm": True}
+
+
+def qwen3_moe(c: dict) -> dict:
+  require(
+    c,
+    hidden_act=("silu",),
+    decoder_sparse_step=(1,),
+    mlp_only_layers=([], None),
+    layer_types=(None,),
+    mlp_bias=(False, None),
+  )
+  window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
+  return (
+    sizes({"num_key_value_heads": 4} | c)
+    | rope(c, ("default", "llama3", "linear", "yarn"))
+    | biases(c)
+    | experts({"num_experts_per_tok": 8} | c)
+    | {
+      "d_ff": c["moe_intermediate_size"],
+      "norm_choices": bool(c.get("norm_topk_prob", False)),
+      "qk_norm": True,
+      "windows": (window or GLOBAL,) * c["num_hidden_layers"],
+    }
+  )
 
 
 def _qwen_windows(c: dict) -> tuple[int, ...]:
