@@ -142,8 +142,6 @@ def test_configs_as_published_are_read_alike(tmp_path, variant):
     ("llama_yarn", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mystery": 1}}),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
     ("bloom", {"slow_but_exact": True, "pretraining_tp": 4}),
-    ("bloom", {"hidden_dropout": 0.1}),
-    ("bloom", {"attention_dropout": 0.1}),
     ("bloom", {"n_inner": 64}),
     ("bloom", {"n_embed": 48}),  # beside hidden_size
     ("bloom", {"n_head": 5}),

@@ -12,7 +12,6 @@ from mlit_jax.model.families.common import require
 
 
 def bloom(c: dict) -> dict:
-  require(c, hidden_dropout=(0.0, None), attention_dropout=(0.0, None))  # we train without
   if c.get("slow_but_exact") and c.get("pretraining_tp", 1) > 1:
     # transformers then leaves out the biases of dense and dense_4h_to_h: the model has two meanings.
     raise UserError("not supported: slow_but_exact with pretraining_tp above 1, of bloom")
