@@ -48,20 +48,20 @@ def save_folder(
   layout = _target_layout(sources, dtypes, carried, layout, max_shard_bytes)
   total = sum(tensor.end - tensor.start for tensor in layout.tensors().values())
   out = pathlib.Path(out).resolve()
-  with _new_folder(out, total) as folder:
+  with _new_folder(out, total) as folder, _Behind(folder) as behind:
     done = 0
     for file, header in layout.headers.items():
-      with _shard(folder, file, header) as write:
-        for tensor in hf_files.parse_header(header, file):
-          if tensor.name in carried:
-            array = carried[tensor.name]
-          else:
-            array = _gather(leaves, sources[tensor.name], tensor)
-          if folder:
-            write(tensor, array)
-          done += tensor.end - tensor.start
-          if progress:
-            progress(done, total)
+      behind.begin(file, header)
+      for tensor in hf_files.parse_header(header, file):
+        if tensor.name in carried:
+          array = carried[tensor.name]
+        else:
+          array = _gather(leaves, sources[tensor.name], tensor)
+        behind.write(tensor, array)
+        done += tensor.end - tensor.start
+        if progress:
+          progress(done, total)
+    behind.finish()
     if folder:
       _write_files(folder, files, layout)
       _verify(folder, files, layout)
@@ -228,24 +228,48 @@ def _agree(failure: UserError | None, out) -> None:
     )
 
 
-@contextlib.contextmanager
-def _shard(folder, file: str, header: str):
-  """write(tensor, array) of a shard: the last tensor goes to the disk while the next is made ready."""
-  if not folder:
-    yield None
-    return
-  with hf_files.open_shard(folder / file, header) as write, futures.ThreadPoolExecutor(1) as pool:
-    pending = None
+class _Behind:
+  """Writes shards in a thread of its own: the next tensor is made ready while the last goes to the disk.
 
-    def write_behind(tensor, array):
-      nonlocal pending
-      if pending:
-        pending.result()
-      pending = pool.submit(write, tensor, array)
+  One array waits at most. Does nothing without a folder, in all processes but the first.
+  """
 
-    yield write_behind
-    if pending:
-      pending.result()
+  def __init__(self, folder):
+    self.folder, self.shard, self.pending = folder, None, None
+
+  def __enter__(self):
+    self.pool = futures.ThreadPoolExecutor(1)
+    return self
+
+  def __exit__(self, *_):
+    self.pool.shutdown()
+
+  def begin(self, file: str, header: str) -> None:
+    """A new shard; the one before is synced to the disk meanwhile."""
+    self._end_shard()
+    if self.folder:
+      self.shard = hf_files.open_shard(self.folder / file, header)
+      self.put = self.pool.submit(self.shard.__enter__).result()
+
+  def write(self, tensor: hf_files.Tensor, array: np.ndarray) -> None:
+    if self.folder:
+      self._submit(self.put, tensor, array)
+
+  def finish(self) -> None:
+    """Returns when all is on the disk."""
+    self._end_shard()
+    if self.pending:
+      self.pending.result()
+
+  def _end_shard(self) -> None:
+    if self.shard:
+      self._submit(self.shard.__exit__, None, None, None)
+      self.shard = None
+
+  def _submit(self, *call) -> None:
+    if self.pending:
+      self.pending.result()
+    self.pending = self.pool.submit(*call)
 
 
 def _gather(leaves: dict, theirs: table.Theirs, tensor: hf_files.Tensor) -> np.ndarray | None:
