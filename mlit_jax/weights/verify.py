@@ -116,6 +116,7 @@ def _open(folder):
   import torch
   import transformers
 
+  transformers.utils.logging.disable_progress_bar()
   model, report = transformers.AutoModelForCausalLM.from_pretrained(
     # eager is the attention that knows soft caps
     folder,
