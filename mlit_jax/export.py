@@ -3,13 +3,14 @@
 python -m mlit_jax.export --workdir runs/quickstart --out runs/quickstart/export
 python -m mlit_jax.export --workdir runs/quickstart --step best --out best --dtype bfloat16
 
-What was written is read back, and where transformers and torch are installed its logits there are compared with
-ours. Until then the folder is called OUT.unverified, and it keeps that name if they differ (exit code 1).
+What was written is read back, and where transformers and torch are installed its logits there are
+compared with ours. Until then the folder is called OUT.unverified, and it keeps that name if they differ (exit code 1).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def run(root: Path, step: str, out: Path, dtype: str, compare: bool) -> None:
 def compare_logits(model: Opened, root: Path, folder: Path, dtypes, terminal: Terminal) -> None:
   """Logits of the folder in transformers beside ours; raises where they differ."""
   rows, whence = rows_to_compare(root, model, verify.MAX_ROWS, verify.MAX_TOKENS)
+  runtime.check_same("the rows to compare", json.dumps(rows))
   found = verify.compare_logits(folder, model.params, model.cfg, dtypes, rows, whole_mesh())
   failure = None
   if runtime.is_main():

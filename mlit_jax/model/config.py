@@ -9,6 +9,9 @@ from mlit_jax.model.families import FAMILIES
 from mlit_jax.model.families.common import GLOBAL
 
 
+_COUNTS = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """All that distinguishes the decoders of the supported families. Hashable: static under jit."""
@@ -61,6 +64,12 @@ class DecoderConfig:
   final_softcap: float | None = None
 
   def __post_init__(self):
+    for name in _COUNTS:
+      value = getattr(self, name)
+      if type(value) is not int or value < 1:
+        raise UserError(
+          f"{name} of a {self.family} decoder is {value!r}; it must be a whole number above 0"
+        )
     if not self.windows:
       object.__setattr__(self, "windows", (GLOBAL,) * self.num_layers)
     if self.rotary_dim == self.head_dim:
@@ -92,6 +101,8 @@ def from_hf(config: dict) -> DecoderConfig:
     return DecoderConfig(**FAMILIES[family](config))
   except KeyError as e:
     raise UserError(f"config.json of a {family} model has no {e.args[0]!r}") from e
+  except (TypeError, ValueError, ArithmeticError, AttributeError) as e:
+    raise UserError(f"config.json of a {family} model holds a value that cannot be: {e}") from e
 
 
 def text_config(config: dict) -> dict:

@@ -55,7 +55,7 @@ class RmsNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """(x - mean) / std * scale, plus a bias if the family has one, in float32; weights (D), or per head (NH)."""
+  """(x - mean) / std * scale in float32, plus a bias if the family has one; per width, or per head."""
 
   def __init__(
     self, letters: str, shape: tuple[int, ...], axes: tuple[str, ...], cfg: DecoderConfig
@@ -245,7 +245,10 @@ class Moe(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer: attention and MLP, each normalised before (Gemma: and after; OLMo: only after; Cohere: once)."""
+  """One layer: attention and MLP, each normalised before.
+
+  Gemma normalises after as well, OLMo only after; Cohere's two read one norm.
+  """
 
   def __init__(self, cfg: DecoderConfig):
     self.attn = Attention(cfg)

@@ -72,7 +72,9 @@ def pick(rope_tables, kind):
 
 
 def frequencies(cfg: DecoderConfig, local: bool, lengths_BT=None) -> jax.Array:
-  """Angular frequencies [H/2], or [B, T, H/2] where they depend on the segment's length, of global layers, or of those with a window (`local`).
+  """Angular frequencies [H/2] of global layers, or of those with a window (`local`).
+
+  [B, T, H/2] where they depend on the segment's length.
 
   RoPE: Su et al. 2021, eq. 15. `llama3`: frequencies whose wavelength exceeds the original context are
   divided by the factor, with a linear ramp in between (Llama 3.1 release). `linear`: all are divided.
@@ -124,7 +126,7 @@ def rotate(x_BTNH, cos, sin, interleaved=False):
 
 
 def attention_factor(cfg: DecoderConfig, local: bool) -> float:
-  """What cosine and sine are multiplied by: YaRN's temperature (Peng et al. 2023, eq. 22), LongRoPE's, or 1."""
+  """What cosine and sine are multiplied by: YaRN's (Peng et al. 2023, eq. 22) or LongRoPE's, or 1."""
   scaling = {} if local else dict(cfg.rope_scaling or ())
   if scaling.get("rope_type") not in ("yarn", "longrope"):
     return 1.0

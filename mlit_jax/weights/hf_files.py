@@ -107,7 +107,7 @@ def map_tensors(folder, layout: Layout) -> dict[str, np.ndarray]:
 
 
 def prefetch(array: np.ndarray) -> None:
-  """Begins to read a mapped tensor in one go: touched in any other order it would come page by page."""
+  """Begins to read a mapped tensor, or a run of its rows, in one go: touched in any other order it would come page by page."""
   _advise(array, mmap.MADV_WILLNEED)
 
 

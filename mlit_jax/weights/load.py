@@ -1,6 +1,7 @@
 """Hugging Face tensors straight into the shards of our parameters."""
 
 import pathlib
+import threading
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -36,13 +37,14 @@ def load_params(
   rows = table.rows(cfg, prefix)
   lying = dict.fromkeys(row.ours for row in rows) if shardings is None else table.flatten(shardings)
   total = sum(transfer.bytes_to_read(arrays, row, lying[row.ours]) for row in rows)
-  done = 0
+  done, lock = 0, threading.Lock()
 
   def count(num_bytes: int) -> None:
     nonlocal done
-    done += num_bytes
-    if progress:
-      progress(done, total)
+    with lock:
+      done += num_bytes
+      if progress:
+        progress(done, total)
 
   params = {row.ours: transfer.place(arrays, row, lying[row.ours], dtype, count) for row in rows}
   return table.unflatten(params)
@@ -98,6 +100,7 @@ def _check_tied_head(folder, cfg: DecoderConfig, arrays, prefix: str) -> None:
   for start in range(0, len(embedding), rows):
     a, b = head[start : start + rows], embedding[start : start + rows]
     same = (a.astype(np.float32) == b.astype(np.float32)).all(axis=1)
+    hf_files.release(head), hf_files.release(embedding)
     if not same.all():
       raise UserError(
         f"{folder}: config.json says tie_word_embeddings, but {head_name} differs from "

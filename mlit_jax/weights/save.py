@@ -1,21 +1,19 @@
 """Parameters out to a Hugging Face folder: streamed, verified, renamed into place."""
 
-import contextlib
+import functools
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent import futures
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig, text_config
 from mlit_jax.weights import hf_files, names, table, transfer
 from mlit_jax.weights.load import READABLE
+from mlit_jax.weights.writer import FolderWriter, agree, check_new
 
 
 def save_folder(
@@ -48,23 +46,27 @@ def save_folder(
   layout = _target_layout(sources, dtypes, carried, layout, max_shard_bytes)
   total = sum(tensor.end - tensor.start for tensor in layout.tensors().values())
   out = pathlib.Path(out).resolve()
-  with _new_folder(out, total) as folder, _Behind(folder) as behind:
-    done = 0
+  done = 0
+
+  def complete(folder):
+    _write_files(folder, files, layout)
+    _verify(folder, files, layout)
+
+  with FolderWriter(out, total) as writer:
     for file, header in layout.headers.items():
-      behind.begin(file, header)
+      writer.begin(file, header)
       for tensor in hf_files.parse_header(header, file):
         if tensor.name in carried:
-          array = carried[tensor.name]
+          writer.write(tensor, functools.partial(carried.get, tensor.name))
         else:
-          array = _gather(leaves, sources[tensor.name], tensor)
-        behind.write(tensor, array)
+          theirs = sources[tensor.name]
+          arrays = [transfer.to_host(leaves[row.ours], i, tensor.dtype) for row, i in theirs.parts]
+          writer.write(tensor, functools.partial(_values, arrays, theirs, leaves, tensor))
         done += tensor.end - tensor.start
         if progress:
           progress(done, total)
-    behind.finish()
-    if folder:
-      _write_files(folder, files, layout)
-      _verify(folder, files, layout)
+      writer.agree()
+    writer.finish(complete)
   return out
 
 
@@ -73,10 +75,10 @@ def check_free(out) -> None:
   out, failure = pathlib.Path(out).resolve(), None
   if jax.process_index() == 0:
     try:
-      _check_free(out)
+      check_new(out)
     except UserError as e:
       failure = e
-  _agree(failure, out)
+  agree(failure, f"{out}: the first process cannot write there; its message says why.")
 
 
 def rename_folder(folder, out) -> None:
@@ -88,7 +90,7 @@ def rename_folder(folder, out) -> None:
       hf_files.sync_folder(out.parent)
     except OSError as e:
       failure = UserError(f"{out}: cannot rename {folder} to it: {e}. The export lies in {folder}.")
-  _agree(failure, out)
+  agree(failure, f"{out}: the first process cannot rename {folder} to it; its message says why.")
 
 
 def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[str, bytes]:
@@ -165,118 +167,8 @@ def _target_layout(sources, dtypes, carried, source_layout, max_shard_bytes) -> 
   )
 
 
-@contextlib.contextmanager
-def _new_folder(out: pathlib.Path, num_bytes: int):
-  """A temporary folder beside `out` that becomes `out`; None in all processes but the first."""
-  writer = jax.process_index() == 0
-  folder, failure = None, None
-  if writer:
-    try:
-      folder = _make_folder(out, num_bytes)
-    except UserError as e:
-      failure = e
-  _agree(failure, out)
-  try:
-    yield folder
-    if folder:
-      hf_files.sync_folder(folder)
-      os.rename(folder, out)  # replaces an empty folder, never a full one
-      hf_files.sync_folder(out.parent)
-  except OSError as e:
-    raise UserError(f"{out}: cannot write the export: {e}.") from e
-  finally:
-    if folder and folder.exists():
-      shutil.rmtree(folder)
-  _agree(None, out)
-
-
-def _check_free(out: pathlib.Path) -> None:
-  if out.exists() and not out.is_dir():
-    raise UserError(f"{out}: is a file; name a new folder for the export.")
-  if out.is_dir() and any(out.iterdir()):
-    raise UserError(
-      f"{out}: is not empty, and old shards beside new ones would be read as one model. Name a new "
-      "folder for the export, or empty this one."
-    )
-
-
-def _make_folder(out: pathlib.Path, num_bytes: int) -> pathlib.Path:
-  _check_free(out)
-  folder = out.parent / f".{out.name}.partial-{os.getpid()}"
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if free < num_bytes:
-      raise UserError(
-        f"{out}: the export takes {num_bytes:,} bytes, {free:,} are free there. Make room, or name a "
-        "folder elsewhere."
-      )
-    folder.mkdir()
-  except OSError as e:
-    raise UserError(f"{out}: cannot create the export's folder: {e}.") from e
-  return folder
-
-
-def _agree(failure: UserError | None, out) -> None:
-  """All processes go on, or all stop: one that stopped alone would leave the others waiting."""
-  failed = failure is not None
-  if jax.process_count() > 1:
-    failed = bool(np.any(multihost_utils.process_allgather(np.array([failed]))))
-  if failed:
-    raise failure or UserError(
-      f"{out}: the first process cannot write there; its message says why."
-    )
-
-
-class _Behind:
-  """Writes shards in a thread of its own: the next tensor is made ready while the last goes to the disk.
-
-  One array waits at most. Does nothing without a folder, in all processes but the first.
-  """
-
-  def __init__(self, folder):
-    self.folder, self.shard, self.pending = folder, None, None
-
-  def __enter__(self):
-    self.pool = futures.ThreadPoolExecutor(1)
-    return self
-
-  def __exit__(self, *_):
-    self.pool.shutdown()
-
-  def begin(self, file: str, header: str) -> None:
-    """A new shard; the one before is synced to the disk meanwhile."""
-    self._end_shard()
-    if self.folder:
-      self.shard = hf_files.open_shard(self.folder / file, header)
-      self.put = self.pool.submit(self.shard.__enter__).result()
-
-  def write(self, tensor: hf_files.Tensor, array: np.ndarray) -> None:
-    if self.folder:
-      self._submit(self.put, tensor, array)
-
-  def finish(self) -> None:
-    """Returns when all is on the disk."""
-    self._end_shard()
-    if self.pending:
-      self.pending.result()
-
-  def _end_shard(self) -> None:
-    if self.shard:
-      self._submit(self.shard.__exit__, None, None, None)
-      self.shard = None
-
-  def _submit(self, *call) -> None:
-    if self.pending:
-      self.pending.result()
-    self.pending = self.pool.submit(*call)
-
-
-def _gather(leaves: dict, theirs: table.Theirs, tensor: hf_files.Tensor) -> np.ndarray | None:
-  """Their tensor in the first process, none in the others; all must call this."""
-  arrays = [transfer.to_host(leaves[row.ours], i, tensor.dtype) for row, i in theirs.parts]
-  if jax.process_index() != 0:
-    return None
+def _values(arrays, theirs: table.Theirs, leaves, tensor: hf_files.Tensor) -> np.ndarray:
+  """Their tensor, if all its values are finite."""
   for array, (row, index) in zip(arrays, theirs.parts, strict=True):
     if not transfer.is_finite(array):
       raise UserError(f"{tensor.name} {_fault(leaves[row.ours], index, tensor.dtype)}")

@@ -33,6 +33,7 @@ KEPT_FILES = (
   "LICENSE*",
   "NOTICE*",
   "USE_POLICY.md",
+  "*.py",  # carried, never run: what an auto_map of config.json names
 )
 WEIGHT_FILES = ("*.safetensors", hf_files.INDEX_FILE)
 # A second copy of the weights that some repositories carry in their trainer's own format.

@@ -150,6 +150,17 @@ def read_slice(theirs, row: Row, index: Sequence[slice]) -> np.ndarray:
   return array[tuple(cut)]
 
 
+def rows_read(theirs, row: Row, index: Sequence[slice]):
+  """The run of `theirs` along its first axis that read_slice(theirs, row, index) touches."""
+  if not row.pattern.theirs or not isinstance(row.pattern.theirs[0][0], str):
+    return theirs
+  first, *rest = row.pattern.theirs[0]
+  inner = math.prod(_size(axis, row._sizes()) for axis in rest)
+  at = row.pattern.ours.index(first)
+  start, stop, _ = index[at].indices(row.shape[at])
+  return theirs[row.offset + start * inner : row.offset + stop * inner]
+
+
 def to_theirs(arrays: Sequence[np.ndarray], theirs: Theirs) -> np.ndarray:
   """Their tensor from the arrays of its parts, each one layer of ours."""
   out = np.empty(theirs.shape, arrays[0].dtype)

@@ -110,11 +110,12 @@ def _read(arrays, row: table.Row, bounds, dtype, count: Callable[[int], None]) -
 
   def read(item):
     name, here = item
-    hf_files.prefetch(arrays[name])
+    touched = table.rows_read(arrays[name], row, cut)
+    hf_files.prefetch(touched)
     values = table.read_slice(arrays[name], row, cut)
     table.copy(out[(*here, ...)], values)  # ...: a view of a scalar too
     count(values.nbytes)
-    hf_files.release(arrays[name])
+    hf_files.release(touched)
 
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     list(pool.map(read, _names(row, bounds)))

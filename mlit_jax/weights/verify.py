@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.weights import names, table
+from mlit_jax.weights.writer import agree
 
 # float32 on both sides: sums in another order give 1e-6 to 1e-4, a wrong tensor or setting 1e-1 and more.
 LIMIT = 1e-3
@@ -43,14 +44,21 @@ def compare_logits(
   figures, the others get none.
   """
   reader = jax.process_index() == 0
-  theirs = _open(folder) if reader else None
+  otherwise = f"{folder}: the first process cannot read it in transformers; its message says why."
+  theirs, failure = None, None
+  if reader:
+    try:
+      theirs = _open(folder)
+    except Exception as e:  # whatever it is: raised where all processes are
+      failure = e
+  agree(failure, otherwise)
   params = rounded(params, cfg, dtypes)
   length = max(map(len, rows.values()))  # one shape: compiled once
   apply = jax.jit(
     lambda params, *arrays: decoder.apply(params, cfg, *arrays),
     out_shardings=NamedSharding(mesh, PartitionSpec()),
   )
-  out = {}
+  ours = {}
   # An accelerator's float32 products are rounded to bfloat16 or tf32 unless told otherwise.
   with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
     for lang, tokens in rows.items():
@@ -58,10 +66,14 @@ def compare_logits(
       tokens_BT[0, : len(tokens)] = tokens
       segments_BT = (np.arange(length) < len(tokens)).astype(np.int32)[None]
       positions_BT = np.arange(length, dtype=np.int32)[None]
-      ours_TV = np.asarray(apply(params, tokens_BT, positions_BT, segments_BT))[0, : len(tokens)]
-      if reader:
-        theirs_TV = _logits(theirs, tokens)
-        out[lang] = float(np.abs(ours_TV - theirs_TV).max() / np.abs(theirs_TV).max())
+      ours[lang] = np.asarray(apply(params, tokens_BT, positions_BT, segments_BT))[0, : len(tokens)]
+  out = {}
+  if reader:
+    try:
+      out = {lang: _difference(ours[lang], theirs, tokens) for lang, tokens in rows.items()}
+    except Exception as e:
+      failure = e
+  agree(failure, otherwise)
   return out
 
 
@@ -139,11 +151,12 @@ def _open(folder):
   return model.eval()
 
 
-def _logits(model, tokens: Sequence[int]) -> np.ndarray:
+def _difference(ours_TV: np.ndarray, model, tokens: Sequence[int]) -> float:
   import torch
 
   with torch.no_grad():
-    return model(input_ids=torch.tensor([list(tokens)])).logits[0].float().numpy()
+    theirs_TV = model(input_ids=torch.tensor([list(tokens)])).logits[0].float().numpy()
+  return float(np.abs(ours_TV - theirs_TV).max() / np.abs(theirs_TV).max())
 
 
 def _version() -> str:

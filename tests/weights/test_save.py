@@ -14,7 +14,7 @@ from mlit_jax import mesh
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.decoder import init_params, param_specs
-from mlit_jax.weights import hf_files, load, names, save, table, transfer
+from mlit_jax.weights import hf_files, load, names, save, table, transfer, writer
 
 CFG = DecoderConfig(
   family="llama",
@@ -126,8 +126,8 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, params, value, dtype, m
 
 
 def test_a_full_disk_is_seen_before_and_during_the_export(tmp_path, params, monkeypatch):
-  usage = save.shutil.disk_usage(tmp_path)
-  monkeypatch.setattr(save.shutil, "disk_usage", lambda _: usage._replace(free=10))
+  usage = writer.shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage._replace(free=10))
   with pytest.raises(UserError, match="10 are free"):
     export(params, tmp_path / "out")
   monkeypatch.undo()
@@ -207,7 +207,7 @@ from tests.weights.test_save import CFG, FILES
 from mlit_jax import mesh
 from mlit_jax.errors import UserError
 from mlit_jax.model.decoder import param_specs
-from mlit_jax.weights import load, save
+from mlit_jax.weights import hf_files, load, save
 assert jax.device_count() == 4 and jax.local_device_count() == 2
 shardings = mesh.param_shardings(param_specs(CFG), mesh.make_mesh(fsdp=2, tensor=2))
 params = load.load_params(folder, CFG, shardings)
@@ -217,6 +217,21 @@ try:
   save.save_folder(params, CFG, full, files=FILES, dtypes="float32")
 except UserError as e:
   print("refused:", e)
+# What fails in the first process while it writes must not leave the other in a collective.
+params["final_norm"]["scale_D"] = params["final_norm"]["scale_D"] * float("nan")
+try:
+  save.save_folder(params, CFG, out + "-nan", files=FILES, dtypes="float32", max_shard_bytes=2000)
+except UserError as e:
+  print("diverged:", e)
+params["final_norm"]["scale_D"] = jax.numpy.ones_like(params["final_norm"]["scale_D"])
+if rank == "0":
+  def fail(_):
+    raise OSError(28, "No space left on device")
+  hf_files.os.fsync = fail
+try:
+  save.save_folder(params, CFG, out + "-full", files=FILES, dtypes="float32", max_shard_bytes=2000)
+except UserError as e:
+  print("full:", e)
 """
 
 
@@ -256,7 +271,9 @@ def test_processes_import_their_slices_and_export_together(tmp_path, params):
     for run in runs:
       run.kill()
   assert [run.returncode for run in runs] == [0, 0], ends[0][1][-3000:] + ends[1][1][-3000:]
-  assert "is not empty" in ends[0][0] and "first process cannot write" in ends[1][0]
+  for said in ("is not empty", "the run diverged", "No space left"):
+    assert said in ends[0][0], ends[0][0]
+  assert ends[1][0].count("first process cannot write") == 3, ends[1][0]
   assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
     folder / "model.safetensors"
   ).read_bytes()

@@ -17,7 +17,7 @@ from mlit_jax.model.config import from_hf
 from mlit_jax.weights import load, save, source
 from tests import families
 from tests.families import assert_same_logits, our_logits
-from tests.variants.common import VOCAB_SIZE
+from tests.variants.common import SIZES, VOCAB_SIZE
 
 # Beyond the windows (3 and 4) and beyond the 16 positions of the scaled RoPEs.
 TOKENS_BT = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 60), np.int32)
@@ -141,6 +141,8 @@ def test_configs_as_published_are_read_alike(tmp_path, variant):
     ("llama", {"partial_rotary_factor": 0.5}),
     ("llama_yarn", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mystery": 1}}),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 4}),
+    ("qwen3_linear", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),  # beside another
+    ("smollm3", {"no_rope_layers": [1, 1]}),
     ("bloom", {"slow_but_exact": True, "pretraining_tp": 4}),
     ("bloom", {"n_inner": 64}),
     ("bloom", {"n_embed": 48}),  # beside hidden_size
@@ -247,3 +249,33 @@ def test_transformers_computes_what_the_tuned_model_does(tmp_path, variant, dtyp
   assert len(set(continuation)) > 2
   auto = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
   assert auto.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("variant", ["mistral", "qwen3", "ministral3"])
+def test_keys_that_are_absent_mean_what_transformers_takes(variant):
+  """Of a config.json that leaves out what equals the default: 4,096 tokens of Mistral's window."""
+  import transformers
+
+  left_out = ("sliding_window", "head_dim", "num_key_value_heads", "tie_word_embeddings")
+  sizes = SIZES | dict(hidden_size=64) | families.VARIANTS[variant]
+  sizes = {k: v for k, v in sizes.items() if k not in left_out} | dict(num_attention_heads=32)
+  config = transformers.AutoConfig.for_model(**sizes)
+  assert from_hf(sizes) == from_hf(config.to_dict())
+
+
+@pytest.mark.parametrize(
+  "variant, changes",
+  [
+    ("llama", {"hidden_size": "wide"}),
+    ("llama", {"num_attention_heads": 0}),
+    ("llama", {"rope_parameters": "llama3"}),
+    ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}),
+    ("granite", {"logits_scaling": 0}),
+    ("gemma2", {"query_pre_attn_scalar": None}),
+    ("mixtral", {"router_aux_loss_coef": None}),
+  ],
+)
+def test_values_that_cannot_be_are_one_message(variant, changes):
+  sizes = SIZES | families.VARIANTS[variant] | changes
+  with pytest.raises(UserError):
+    from_hf(sizes)

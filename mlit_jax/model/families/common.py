@@ -107,7 +107,7 @@ def rope(
 
   `also` names keys of the entry that the family reads itself. `partial` allows a partial_rotary_factor.
   """
-  entry = dict(c.get("rope_parameters") or c.get("rope_scaling") or {})
+  entry = rope_entry(c)
   theta = entry.pop("rope_theta", None) or c.get("rope_theta") or theta
   kind = entry.pop("rope_type", None) or entry.get("type") or "default"
   entry.pop("type", None)
@@ -137,6 +137,24 @@ def rope(
   scaling = None if kind == "default" else tuple(sorted({"rope_type": kind, **entry}.items()))
   fields = {"rope_theta": float(theta), "rope_scaling": scaling}
   return fields if turned == 1.0 else fields | {"rotary_dim": rotary_dim}
+
+
+def rope_entry(c: dict) -> dict:
+  """rope_parameters or rope_scaling; where both are there, transformers 4 and 5 take different ones."""
+  new, old = ({**(c.get(key) or {})} for key in ("rope_parameters", "rope_scaling"))
+
+  def meaning(entry):
+    kind = entry.get("rope_type") or entry.get("type") or "default"
+    return {"rope_type": kind} | {
+      k: v for k, v in entry.items() if k not in ("rope_theta", "rope_type", "type")
+    }
+
+  if new and old and meaning(new) != meaning(old):
+    raise UserError(
+      f"not supported: rope_parameters beside a rope_scaling that says otherwise, of {c['model_type']}; "
+      "remove one of them"
+    )
+  return new or old
 
 
 def _longrope(c: dict, entry: dict, rotary_dim: int) -> dict:

@@ -39,7 +39,7 @@ def gemma3_text(c: dict) -> dict:
   if "full_attention" in entries:  # written by transformers 5: one entry per kind of layer
     full, sliding = entries["full_attention"], entries["sliding_attention"]
     fields = rope(c | {"rope_parameters": full}, ("default", "linear"), theta=1e6)
-    local = rope(c | {"rope_parameters": sliding}, ("default",))["rope_theta"]
+    local = rope(c | {"rope_parameters": sliding, "rope_scaling": None}, ("default",))["rope_theta"]
   else:
     fields = rope(c, ("default", "linear"), theta=1e6)
     local = c.get("rope_local_base_freq", 10_000.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlit_jax.errors import UserError
 from mlit_jax.model.families.common import biases, require, rope, sizes, windows
 
 
@@ -17,6 +18,8 @@ def smollm3(c: dict) -> dict:
   turned = c.get("no_rope_layers")  # despite its name: 1 for a layer that rotates
   if turned is None:
     turned = [(i + 1) % every != 0 for i in range(layers)]
+  if len(turned) < layers:
+    raise UserError(f"not supported: {len(turned)} no_rope_layers for {layers} layers, of smollm3")
   return (
     sizes({"tie_word_embeddings": True} | c)
     | rope(c, ("default", "linear", "llama3", "yarn"), theta=2e6)

@@ -16,6 +16,7 @@ def qwen2(c: dict) -> dict:
 
 def qwen3(c: dict) -> dict:
   require(c, hidden_act=("silu",), attention_bias=(False, None), use_sliding_window=(False, None))
+  c = {"head_dim": 128} | c
   return sizes(c) | rope(c, ("default", "llama3", "linear", "yarn")) | {"qk_norm": True}
 
 

@@ -1,0 +1,125 @@
+"""A folder that appears only when it is whole, written by the first of all processes."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from concurrent import futures
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mlit_jax.errors import UserError
+from mlit_jax.weights import hf_files
+
+
+class FolderWriter:
+  """Shards and files of the new folder `out`; under several processes all must call every method.
+
+  The first process writes, in a thread of its own: the next tensor is made ready while the last goes to the
+  disk. What fails there is kept until all hear of it, in `agree`: one process that stopped alone would
+  leave the others waiting for it.
+  """
+
+  def __init__(self, out: pathlib.Path, num_bytes: int):
+    self.out, self.num_bytes = out, num_bytes
+    self.folder = self.shard = self.pending = self.failure = None
+    self.pool = futures.ThreadPoolExecutor(1)
+
+  def __enter__(self) -> "FolderWriter":
+    self._attempt(self._make)
+    self.agree()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.pool.shutdown()
+    if self.folder and self.folder.exists():
+      shutil.rmtree(self.folder)
+
+  def begin(self, file: str, header: str) -> None:
+    """A new shard; the one before is synced meanwhile."""
+
+    def begin():
+      self._end_shard()
+      self.shard = hf_files.open_shard(self.folder / file, header)
+      self.put = self.pool.submit(self.shard.__enter__).result()
+
+    self._attempt(begin)
+
+  def write(self, tensor: hf_files.Tensor, make: Callable[[], np.ndarray]) -> None:
+    """The shard's next tensor; `make` is called in the first process alone."""
+    self._attempt(lambda: self._submit(self.put, tensor, make()))
+
+  def agree(self) -> None:
+    """Raises in all processes if something failed in the first."""
+    agree(self.failure, f"{self.out}: the first process cannot write there; its message says why.")
+
+  def finish(self, complete: Callable[[pathlib.Path], None]) -> None:
+    """The last shard, what `complete` does to the folder, and its name."""
+
+    def finish():
+      self._end_shard()
+      if self.pending:
+        self.pending.result()
+      complete(self.folder)
+      hf_files.sync_folder(self.folder)
+      os.rename(self.folder, self.out)  # replaces an empty folder, never a full one
+      hf_files.sync_folder(self.out.parent)
+
+    self._attempt(finish)
+    self.agree()
+
+  def _attempt(self, call: Callable[[], None]) -> None:
+    if jax.process_index() != 0 or self.failure:
+      return
+    try:
+      call()
+    except OSError as e:
+      self.failure = UserError(f"{self.out}: cannot write the export: {e}.")
+    except Exception as e:  # whatever it is: it is raised again where all processes are
+      self.failure = e
+
+  def _make(self) -> None:
+    check_new(self.out)
+    self.out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(self.out.parent).free
+    if free < self.num_bytes:
+      raise UserError(
+        f"{self.out}: the export takes {self.num_bytes:,} bytes, {free:,} are free there. Make room, or "
+        "name a folder elsewhere."
+      )
+    folder = self.out.parent / f".{self.out.name}.partial-{os.getpid()}"
+    folder.mkdir()
+    self.folder = folder
+
+  def _end_shard(self) -> None:
+    if self.shard:
+      self._submit(self.shard.__exit__, None, None, None)
+      self.shard = None
+
+  def _submit(self, *call) -> None:
+    """One array waits at most."""
+    if self.pending:
+      self.pending.result()
+    self.pending = self.pool.submit(*call)
+
+
+def check_new(out: pathlib.Path) -> None:
+  """Refuses a file, or a folder that holds something."""
+  if out.exists() and not out.is_dir():
+    raise UserError(f"{out}: is a file; name a new folder for the export.")
+  if out.is_dir() and any(out.iterdir()):
+    raise UserError(
+      f"{out}: is not empty, and old shards beside new ones would be read as one model. Name a new "
+      "folder for the export, or empty this one."
+    )
+
+
+def agree(failure: Exception | None, otherwise: str) -> None:
+  """All processes go on, or all stop: those without a failure of their own with the message `otherwise`."""
+  failed = failure is not None
+  if jax.process_count() > 1:
+    failed = bool(np.any(multihost_utils.process_allgather(np.array([failed]))))
+  if failed:
+    raise failure or UserError(otherwise)
