@@ -8,7 +8,6 @@ from mlit_jax.errors import UserError
 from mlit_jax.model.families import FAMILIES
 from mlit_jax.model.families.common import GLOBAL
 
-
 _COUNTS = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
 
 
