@@ -20,6 +20,7 @@ from mlit_jax.opening import Opened, open_workdir, rows_to_compare, whole_mesh
 from mlit_jax.training.console import Terminal
 from mlit_jax.weights import save, verify
 from mlit_jax.weights.load import READABLE
+from mlit_jax.weights.writer import on_first
 
 
 def main() -> int:
@@ -85,15 +86,12 @@ def compare_logits(model: Opened, root: Path, folder: Path, dtypes, terminal: Te
   rows, whence = rows_to_compare(root, model, verify.MAX_ROWS, verify.MAX_TOKENS)
   runtime.check_same("the rows to compare", json.dumps(rows))
   found = verify.compare_logits(folder, model.params, model.cfg, dtypes, rows, whole_mesh())
-  failure = None
-  if runtime.is_main():
+
+  def check():
     terminal.line(f"{verify.describe(found)} ({whence})")
-    try:
-      verify.check(found, folder)
-    except verify.UnverifiedError as e:
-      failure = e
-  if runtime.main_says(failure is not None):
-    raise failure or verify.UnverifiedError(f"{folder}: the first process's message says why.")
+    verify.check(found, folder)
+
+  on_first(check, verify.UnverifiedError(f"{folder}: the first process's message says why."))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig, text_config
 from mlit_jax.weights import hf_files, names, table, transfer
 from mlit_jax.weights.load import READABLE
-from mlit_jax.weights.writer import FolderWriter, agree, check_new
+from mlit_jax.weights.writer import FolderWriter, check_new, not_written, on_first
 
 
 def save_folder(
@@ -72,25 +71,24 @@ def save_folder(
 
 def check_free(out) -> None:
   """Refuses a folder that holds something; under several processes all must call this."""
-  out, failure = pathlib.Path(out).resolve(), None
-  if jax.process_index() == 0:
-    try:
-      check_new(out)
-    except UserError as e:
-      failure = e
-  agree(failure, f"{out}: the first process cannot write there; its message says why.")
+  out = pathlib.Path(out).resolve()
+  on_first(lambda: check_new(out), not_written(out))
 
 
 def rename_folder(folder, out) -> None:
   """Gives a whole folder its name, durably; under several processes all must call this."""
-  folder, out, failure = pathlib.Path(folder).resolve(), pathlib.Path(out).resolve(), None
-  if jax.process_index() == 0:
+  folder, out = pathlib.Path(folder).resolve(), pathlib.Path(out).resolve()
+
+  def rename():
     try:
       os.rename(folder, out)  # replaces an empty folder, never a full one
       hf_files.sync_folder(out.parent)
     except OSError as e:
-      failure = UserError(f"{out}: cannot rename {folder} to it: {e}. The export lies in {folder}.")
-  agree(failure, f"{out}: the first process cannot rename {folder} to it; its message says why.")
+      raise UserError(
+        f"{out}: cannot rename {folder} to it: {e}. The export lies in {folder}."
+      ) from e
+
+  on_first(rename, not_written(out))
 
 
 def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[str, bytes]:

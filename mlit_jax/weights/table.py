@@ -154,11 +154,8 @@ def rows_read(theirs, row: Row, index: Sequence[slice]):
   """The run of `theirs` along its first axis that read_slice(theirs, row, index) touches."""
   if not row.pattern.theirs or not isinstance(row.pattern.theirs[0][0], str):
     return theirs
-  first, *rest = row.pattern.theirs[0]
-  inner = math.prod(_size(axis, row._sizes()) for axis in rest)
-  at = row.pattern.ours.index(first)
-  start, stop, _ = index[at].indices(row.shape[at])
-  return theirs[row.offset + start * inner : row.offset + stop * inner]
+  at = row.pattern.ours.index(row.pattern.theirs[0][0])
+  return theirs[_run(row, 0, index[at].indices(row.shape[at])[:2])]
 
 
 def to_theirs(arrays: Sequence[np.ndarray], theirs: Theirs) -> np.ndarray:
@@ -194,15 +191,20 @@ def _part(theirs, row: Row, bounds: dict[str, tuple[int, int]]) -> np.ndarray:
   """A view of the row's part of `theirs`, an axis for each of row.flat_axes(), cut as `bounds` says."""
   sizes = row._sizes()
   read, flat_shape, slots = [], [], []
-  for group in row.pattern.theirs:
+  for number, group in enumerate(row.pattern.theirs):
     first, *rest = group
-    inner = math.prod(_size(axis, sizes) for axis in rest)
     start, stop = bounds[first] if isinstance(first, str) else (0, first[1])
-    offset = 0 if read else row.offset
-    read.append(slice(offset + start * inner, offset + stop * inner))
+    read.append(_run(row, number, (start, stop)))
     flat_shape += [stop - start, *(_size(axis, sizes) for axis in rest)]
     slots += [axis[0] if isinstance(axis, tuple) else slice(None) for axis in group]
   return theirs[(*read, ...)].reshape(flat_shape)[(*slots, ...)]  # ...: a view of a scalar too
+
+
+def _run(row: Row, group: int, bounds: tuple[int, int]) -> slice:
+  """Where `bounds` of a group's first axis lie along that axis of their tensor."""
+  inner = math.prod(_size(axis, row._sizes()) for axis in row.pattern.theirs[group][1:])
+  offset = row.offset if group == 0 else 0
+  return slice(offset + bounds[0] * inner, offset + bounds[1] * inner)
 
 
 def _size(axis: str | Slot, sizes: dict[str, int]) -> int:

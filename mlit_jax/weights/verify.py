@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.weights import names, table
-from mlit_jax.weights.writer import agree
+from mlit_jax.weights.writer import on_first
 
 # float32 on both sides: sums in another order give 1e-6 to 1e-4, a wrong tensor or setting 1e-1 and more.
 LIMIT = 1e-3
@@ -43,15 +43,8 @@ def compare_logits(
   float32. Under several processes all must call this; the first one reads the folder and gets the
   figures, the others get none.
   """
-  reader = jax.process_index() == 0
-  otherwise = f"{folder}: the first process cannot read it in transformers; its message says why."
-  theirs, failure = None, None
-  if reader:
-    try:
-      theirs = _open(folder)
-    except Exception as e:  # whatever it is: raised where all processes are
-      failure = e
-  agree(failure, otherwise)
+  otherwise = UnverifiedError(f"{folder}: the first process's message says why.")
+  theirs = on_first(lambda: _open(folder), otherwise)
   params = rounded(params, cfg, dtypes)
   length = max(map(len, rows.values()))  # one shape: compiled once
   apply = jax.jit(
@@ -67,14 +60,13 @@ def compare_logits(
       segments_BT = (np.arange(length) < len(tokens)).astype(np.int32)[None]
       positions_BT = np.arange(length, dtype=np.int32)[None]
       ours[lang] = np.asarray(apply(params, tokens_BT, positions_BT, segments_BT))[0, : len(tokens)]
-  out = {}
-  if reader:
-    try:
-      out = {lang: _difference(ours[lang], theirs, tokens) for lang, tokens in rows.items()}
-    except Exception as e:
-      failure = e
-  agree(failure, otherwise)
-  return out
+  return (
+    on_first(
+      lambda: {lang: _difference(ours[lang], theirs, tokens) for lang, tokens in rows.items()},
+      otherwise,
+    )
+    or {}
+  )
 
 
 def rounded(params: dict, cfg: DecoderConfig, dtypes: Mapping[str, str] | str) -> dict:

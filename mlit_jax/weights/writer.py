@@ -53,7 +53,7 @@ class FolderWriter:
 
   def agree(self) -> None:
     """Raises in all processes if something failed in the first."""
-    agree(self.failure, f"{self.out}: the first process cannot write there; its message says why.")
+    agree(self.failure, not_written(self.out))
 
   def finish(self, complete: Callable[[pathlib.Path], None]) -> None:
     """The last shard, what `complete` does to the folder, and its name."""
@@ -105,6 +105,11 @@ class FolderWriter:
     self.pending = self.pool.submit(*call)
 
 
+def not_written(out) -> UserError:
+  """What the other processes say where the first could not write."""
+  return UserError(f"{out}: the first process cannot write there; its message says why.")
+
+
 def check_new(out: pathlib.Path) -> None:
   """Refuses a file, or a folder that holds something."""
   if out.exists() and not out.is_dir():
@@ -116,10 +121,22 @@ def check_new(out: pathlib.Path) -> None:
     )
 
 
-def agree(failure: Exception | None, otherwise: str) -> None:
-  """All processes go on, or all stop: those without a failure of their own with the message `otherwise`."""
+def on_first(call: Callable, otherwise: Exception):
+  """call() in the first process, None in the others; what it raises is heard of by all."""
+  result, failure = None, None
+  if jax.process_index() == 0:
+    try:
+      result = call()
+    except Exception as e:  # whatever it is: raised below, where all processes are
+      failure = e
+  agree(failure, otherwise)
+  return result
+
+
+def agree(failure: Exception | None, otherwise: Exception) -> None:
+  """All processes go on, or all stop: those without a failure of their own with `otherwise`."""
   failed = failure is not None
   if jax.process_count() > 1:
     failed = bool(np.any(multihost_utils.process_allgather(np.array([failed]))))
   if failed:
-    raise failure or UserError(otherwise)
+    raise failure or otherwise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlit_jax.errors import UserError
-from mlit_jax.model.families.common import biases, require, rope, sizes
+from mlit_jax.model.families.common import SCALINGS, biases, require, rope, sizes
 
 
 def apertus(c: dict) -> dict:
@@ -19,7 +19,7 @@ def apertus(c: dict) -> dict:
     )
   return (
     sizes(c)
-    | rope(c, ("default", "linear", "llama3", "yarn"), theta=12e6)
+    | rope(c, SCALINGS, theta=12e6)
     | biases(c)
     | {"qk_norm": True, "activation": "xielu", "gated": False}
   )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from mlit_jax.errors import UserError
-from mlit_jax.model.families.common import biases, every, require, rope, sizes, windows
-
-_ROPES = ("default", "linear", "llama3", "yarn")
+from mlit_jax.model.families.common import SCALINGS, biases, every, require, rope, sizes, windows
 
 
 def cohere(c: dict) -> dict:
   qk_norm = bool(c.get("use_qk_norm"))
   fields = {"qk_norm": qk_norm, "qk_norm_per_head": qk_norm}
-  return _cohere(c) | rope(c, _ROPES, theta=500_000.0) | fields
+  return _cohere(c) | rope(c, SCALINGS, theta=500_000.0) | fields
 
 
 def cohere2(c: dict) -> dict:
@@ -33,7 +31,7 @@ def cohere2(c: dict) -> dict:
   of_layers = windows({"sliding_window": 4096} | c, every(c, every_n))
   return (
     _cohere(c)
-    | rope(c, _ROPES)
+    | rope(c, SCALINGS)
     | {"windows": of_layers, "position_free": tuple(not window for window in of_layers)}
   )
 

@@ -8,6 +8,8 @@ from mlit_jax.errors import UserError
 
 GLOBAL = 0  # a window of 0 sees the whole segment
 
+# Kinds of rope that most families have; one with more adds them to these.
+SCALINGS = ("default", "linear", "llama3", "yarn")
 # Keys of a rope entry, beside its type and theta, that we honour or that change nothing.
 ROPE_KEYS = {
   "default": set(),

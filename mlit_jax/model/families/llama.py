@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from mlit_jax.errors import UserError
-from mlit_jax.model.families.common import biases, require, rope, sizes, windows
+from mlit_jax.model.families.common import SCALINGS, biases, require, rope, sizes, windows
 
 
 def llama(c: dict) -> dict:
   require(c, hidden_act=("silu",))
-  return sizes(c) | rope(c, ("default", "llama3", "linear", "dynamic", "yarn")) | biases(c)
+  return sizes(c) | rope(c, (*SCALINGS, "dynamic")) | biases(c)
 
 
 def smollm3(c: dict) -> dict:
@@ -22,7 +22,7 @@ def smollm3(c: dict) -> dict:
     raise UserError(f"not supported: {len(turned)} no_rope_layers for {layers} layers, of smollm3")
   return (
     sizes({"tie_word_embeddings": True} | c)
-    | rope(c, ("default", "linear", "llama3", "yarn"), theta=2e6)
+    | rope(c, SCALINGS, theta=2e6)
     | biases(c)
     | {"position_free": tuple(not x for x in turned[:layers])}
   )
@@ -32,7 +32,7 @@ def granite(c: dict) -> dict:
   require(c, hidden_act=("silu",))
   return (
     sizes(c)
-    | rope(c, ("default", "linear", "llama3", "yarn"))
+    | rope(c, SCALINGS)
     | biases(c)
     | {
       "embed_scale": float(c.get("embedding_multiplier", 1.0)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlit_jax.errors import UserError
-from mlit_jax.model.families.common import GLOBAL, require, rope, rope_entry, sizes
+from mlit_jax.model.families.common import GLOBAL, SCALINGS, require, rope, rope_entry, sizes
 
 
 def mistral(c: dict) -> dict:
@@ -11,7 +11,7 @@ def mistral(c: dict) -> dict:
   window = c.get("sliding_window", 4096) or GLOBAL  # as transformers has it where the key is absent
   return (
     sizes({"num_key_value_heads": 8} | c)
-    | rope(c, ("default", "linear", "llama3", "yarn"))
+    | rope(c, SCALINGS)
     | {"windows": (window,) * c["num_hidden_layers"]}
   )
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from mlit_jax.errors import UserError
-from mlit_jax.model.families.common import biases, every, require, rope, sizes, windows
+from mlit_jax.model.families.common import SCALINGS, biases, every, require, rope, sizes, windows
 
-_SCALINGS = ("default", "linear", "llama3", "yarn")
 _THETA = 500_000.0  # of OLMo 3 where config.json has none
 
 
 def olmo2(c: dict) -> dict:
-  return _olmo(c) | rope(c, _SCALINGS)
+  return _olmo(c) | rope(c, SCALINGS)
 
 
 def olmo3(c: dict) -> dict:
@@ -47,7 +46,7 @@ def _olmo3_rope(c: dict) -> dict:
     # transformers looks for it beside the entries, where nobody writes it, and so truncates.
     raise UserError("not supported: truncate = False of olmo3")
   plain = {k: v for k, v in c.items() if k not in ("rope_parameters", "rope_scaling")}
-  turned = rope(plain | {"rope_parameters": full}, _SCALINGS, theta=_THETA)
+  turned = rope(plain | {"rope_parameters": full}, SCALINGS, theta=_THETA)
   return turned | {
     "rope_local_theta": rope(plain | {"rope_parameters": local}, ("default",), theta=_THETA)[
       "rope_theta"

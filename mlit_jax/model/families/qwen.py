@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from mlit_jax.model.families.common import GLOBAL, biases, experts, require, rope, sizes, windows
+from mlit_jax.model.families.common import (
+  GLOBAL,
+  SCALINGS,
+  biases,
+  experts,
+  require,
+  rope,
+  sizes,
+  windows,
+)
 
 
 def qwen2(c: dict) -> dict:
   require(c, hidden_act=("silu",))
-  return (
-    sizes(c)
-    | rope(c, ("default", "linear", "llama3", "yarn"))
-    | {"attn_bias": True, "windows": _qwen_windows(c)}
-  )
+  return sizes(c) | rope(c, SCALINGS) | {"attn_bias": True, "windows": _qwen_windows(c)}
 
 
 def qwen3(c: dict) -> dict:
   require(c, hidden_act=("silu",), attention_bias=(False, None), use_sliding_window=(False, None))
   c = {"head_dim": 128} | c
-  return sizes(c) | rope(c, ("default", "llama3", "linear", "yarn")) | {"qk_norm": True}
+  return sizes(c) | rope(c, SCALINGS) | {"qk_norm": True}
 
 
 def qwen3_moe(c: dict) -> dict:
@@ -32,7 +37,7 @@ def qwen3_moe(c: dict) -> dict:
   window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
   return (
     sizes({"num_key_value_heads": 4} | c)
-    | rope(c, ("default", "llama3", "linear", "yarn"))
+    | rope(c, SCALINGS)
     | biases(c)
     | experts({"num_experts_per_tok": 8} | c)
     | {
