@@ -37,11 +37,21 @@ def get_config():
   c.data = d = ConfigDict(convert_dict=False, type_safe=False)  # train may be a list
   d.train = {}  # {language: [files]} or [files whose rows carry `lang`]; globs allowed
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
-  d.max_repeats = 1  # how often one row may stand in one epoch
-  d.groups = "together"  # choose parallel rows (`group_id`) together, or independent
-  d.over_long = "drop"  # rows longer than batch.max_length: drop | truncate_answer | error
+  d.max_repeats = 1  # how often one row may stand in one epoch; a mixture may say so by language
+  d.groups = "together"  # parallel rows (`group_id`): together | disjoint | independent
+  d.over_long = (
+    "drop"  # longer than batch.max_length: drop | truncate_prompt | truncate_answer | error
+  )
   d.bad_rows = "error"  # rows that cannot be used: error | drop (counted by language and reason)
+  # What is found out about rows: off | report | drop; counted by language and reason.
+  d.near_duplicates = "off"  # rows of one language that are nearly the same
+  d.near_duplicate_similarity = 0.8  # Jaccard similarity from which they are
+  d.overlap = "report"  # rows that share a question, or 13 words in a row, with an evaluation set
+  d.wrong_script = "report"  # answers in a script that the language is not written in
+  d.wrong_language = "report"  # answers that a detector takes for another language
+  d.control_characters = "report"
   d.cache_dir = ""  # token cache; "": <workdir>/cache
+  d.workers = 0  # processes that tokenise; 0: one for each core
 
   c.batch = b = ConfigDict(convert_dict=False)
   b.rows = 8  # rows of a global step

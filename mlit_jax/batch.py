@@ -20,7 +20,8 @@ class Batch:
   weights    float32  1 where the target is trained on, else 0
   positions  int32    place of the token in its segment, from 0
   segments   int32    which example of the row, from 1; 0 is padding
-  language   int32    id of the token's language, so that any metric can be split by language
+  language   int32    id of the token's language, or of its language and source, so that any metric can
+                      be split by it
   """
 
   tokens: Array

@@ -6,13 +6,14 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from mlit_jax import mesh as meshes
 from mlit_jax.config import flatten, nested
-from mlit_jax.data.encode import Encoded
+from mlit_jax.data.choice import GROUPS
+from mlit_jax.data.encoded import Encoded
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
@@ -28,6 +29,7 @@ RANGES = {
   "steps": (0, ANY),
   "epochs": (0, ANY),
   "data.max_repeats": (1, ANY),
+  "data.workers": (0, ANY),
   "batch.rows": (1, ANY),
   "batch.max_length": (1, ANY),
   "batch.microbatches": (1, ANY),
@@ -71,7 +73,7 @@ def check_config(c) -> None:
     raise UserError(f"eval.top_p is {c.eval.top_p}; it must be above 0 and at most 1")
   if not 0 < c.optimizer.eps < ANY:
     raise UserError(f"optimizer.eps is {c.optimizer.eps}; it must be above 0, such as 1e-8")
-  if (c.steps > 0) == (c.epochs > 0):
+  if isinstance(c.data.mixture, Mapping) and (c.steps > 0) == (c.epochs > 0):
     raise UserError(
       f"steps = {c.steps} and epochs = {c.epochs}: set exactly one of them to more than 0"
     )
@@ -82,7 +84,7 @@ def check_config(c) -> None:
   for key, allowed in (
     ("model.dtype", ("bfloat16", "float32")),
     ("model.remat", decoder.REMAT),
-    ("data.groups", ("together", "independent")),
+    ("data.groups", GROUPS),
     ("data.bad_rows", ("error", "drop")),
   ):
     if values[key] not in allowed:
@@ -136,9 +138,9 @@ def check_images(encoded: Encoded, hf_config: dict) -> None:
   token = image_token(hf_config)
   at = np.flatnonzero(encoded.tokens == token) if token is not None else ()
   if len(at):
-    i = int(np.searchsorted(encoded.offsets, at[0], side="right")) - 1
+    i = int(np.searchsorted(encoded.starts, at[0], side="right")) - 1
     raise UserError(
-      f"not supported: pictures. The row {encoded.example_ids[i]} holds the token {token}, which "
+      f"not supported: pictures. The row {encoded.example_id(i)} holds the token {token}, which "
       f"stands for one; {len(at):,} such tokens in all. Take these rows out."
     )
 

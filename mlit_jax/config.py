@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mlit_jax.errors import UserError
 
-MAY_BE_LIST = ("data.train",)  # keys that hold a mapping, or a list instead
+MAY_BE_LIST = ("data.train", "data.mixture")  # keys that hold a mapping, or a list instead
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:

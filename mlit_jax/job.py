@@ -50,7 +50,7 @@ class Job:
       top_p=c.eval.top_p,
       seed=c.seed,
       dtype=self.dtype,
-      languages=[lang for lang, count in plan.counts.items() if count],
+      languages=plan.languages,
     )
 
   def run(self, base) -> None:
@@ -71,7 +71,7 @@ class Job:
         self.evaluate(first, state.params)
       loop = Run(
         mesh=self.mesh,
-        languages=self.encoded.languages,
+        strata=self.encoded.strata,
         total_steps=plan.steps,
         rows=c.batch.rows,
         max_length=c.batch.max_length,
@@ -82,7 +82,7 @@ class Job:
           self.optimizer,
           self.shardings,
           self.mesh,
-          num_languages=len(self.encoded.languages),
+          num_languages=len(self.encoded.strata),
           microbatches=c.batch.microbatches,
           clip_norm=c.optimizer.gradient_clip_norm,
           num_experts=self.cfg.num_experts,

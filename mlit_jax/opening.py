@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -15,11 +15,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mlit_jax import mesh as meshes
-from mlit_jax.data.encode import Encoded, encode_conversations
+from mlit_jax.data.cache import open_cache
+from mlit_jax.data.encoded import Encoded
 from mlit_jax.data.evalset import EvalSet, make_eval_set
+from mlit_jax.data.hygiene import HYGIENE, make_hygiene
 from mlit_jax.data.languages import normalise_tag
+from mlit_jax.data.parts import Recipe
 from mlit_jax.data.plan import Plan, make_plan
-from mlit_jax.data.rows import Conversation, RowSet, read_sources
+from mlit_jax.data.rows import Conversation
+from mlit_jax.data.sources import open_sources, read_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
@@ -116,30 +120,34 @@ def open_tokenizer(c, base) -> Tokenizer:
   )
 
 
-def open_data(c, tokenizer, root: Path, terminal) -> tuple[RowSet, Encoded, Plan]:
-  """Rows, tokens and plan."""
-  rows = read_sources(c.data.train, where="data.train", drop_bad=c.data.bad_rows == "drop")
-  empty = set(named_languages(c.data.train)) - {r.lang for r in rows.conversations}
+def open_data(
+  c, tokenizer, held_out: Iterable[Conversation], root: Path, terminal
+) -> tuple[Encoded, Plan, dict[str, str]]:
+  """Tokens, plan, and what they are made from ({what: digest})."""
+  sources = open_sources(c.data.train, where="data.train", **_how_languages_are_told(c))
+  recipe = Recipe(
+    tokenizer=tokenizer,
+    max_length=c.batch.max_length,
+    over_long=c.data.over_long,
+    drop_bad=c.data.bad_rows == "drop",
+    hygiene=make_hygiene({name: c.data[name] for name in HYGIENE}, held_out),
+  )
+  # Where processes share a disk, the others wait for the first to build; elsewhere each builds its own.
+  with terminal.rows("tokenise") as progress:
+    encoded, made_from = open_cache(
+      sources,
+      recipe,
+      Path(c.data.cache_dir or root / "cache"),
+      num_workers=c.data.workers,
+      progress=lambda part: progress({lang: sum(n.values()) for lang, n in part.rows_read.items()}),
+      waiting=lambda: terminal.line("another process builds the token cache; waiting for it"),
+    )
+  usable = {encoded.languages[i] for i in np.unique(encoded.language)}
+  empty = set(named_languages(c.data.train)) - usable
   if empty:
     raise UserError(
       f"data.train names {', '.join(sorted(empty))}, whose files have no usable row. Add rows, or remove the "
       "language."
-    )
-  with terminal.bar(len(rows.conversations), what="tokenise") as bar:
-    done = 0
-
-    def progress(n):
-      nonlocal done
-      done += n
-      bar.update(done)
-
-    encoded = encode_conversations(
-      rows.conversations,
-      tokenizer,
-      max_length=c.batch.max_length,
-      over_long=c.data.over_long,
-      cache_dir=Path(c.data.cache_dir or root / "cache"),
-      progress=progress,
     )
   plan = make_plan(
     encoded,
@@ -153,25 +161,42 @@ def open_data(c, tokenizer, root: Path, terminal) -> tuple[RowSet, Encoded, Plan
     groups=c.data.groups,
     max_repeats=c.data.max_repeats,
   )
-  return rows, encoded, plan
+  return encoded, plan, made_from
 
 
-def open_eval_sets(c, tokenizer) -> list[EvalSet]:
+def read_eval_sets(c) -> dict[str, list[Conversation]]:
+  """The rows of `eval.sets`."""
+  return {
+    name: read_sources(
+      files,
+      where=f"eval.sets[{name!r}]",
+      drop_bad=c.data.bad_rows == "drop",
+      **_how_languages_are_told(c),
+    ).conversations
+    for name, files in c.eval.sets.items()
+  }
+
+
+def _how_languages_are_told(c) -> dict:
+  return {
+    "language_field": c.data.language_field or None,
+    "detect_language": c.data.detect_language,
+  }
+
+
+def open_eval_sets(c, rows: Mapping[str, list[Conversation]], tokenizer) -> list[EvalSet]:
   """The sets of `eval.sets`, tokenised and packed."""
-  sets = []
-  for name, files in c.eval.sets.items():
-    rows = read_sources(files, where=f"eval.sets[{name!r}]", drop_bad=c.data.bad_rows == "drop")
-    sets.append(
-      make_eval_set(
-        name,
-        rows.conversations,
-        tokenizer,
-        max_length=c.batch.max_length,
-        generate_rows=c.eval.generate_rows,
-        packing=c.batch.packing,
-      )
+  return [
+    make_eval_set(
+      name,
+      conversations,
+      tokenizer,
+      max_length=c.batch.max_length,
+      generate_rows=c.eval.generate_rows,
+      packing=c.batch.packing,
     )
-  return sets
+    for name, conversations in rows.items()
+  ]
 
 
 def rows_to_compare(

@@ -10,6 +10,7 @@ The same command again goes on where the run stopped. Exit codes: 0 done, 2 some
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,13 @@ from mlit_jax.config import load_config, nested
 from mlit_jax.data import ledger as ledgers
 from mlit_jax.job import Job
 from mlit_jax.model.config import from_hf, from_scratch, to_hf
-from mlit_jax.opening import named_languages, open_data, open_eval_sets, open_tokenizer
+from mlit_jax.opening import (
+  named_languages,
+  open_data,
+  open_eval_sets,
+  open_tokenizer,
+  read_eval_sets,
+)
 from mlit_jax.training import card, console, workdir
 from mlit_jax.weights import load, source
 
@@ -49,8 +56,10 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     workdir.check_free(root, c)
     base = source.read_source(c.model.path) if c.model.path else None
     tokenizer = open_tokenizer(c, base)
-    rows, encoded, plan = open_data(c, tokenizer, root, terminal)
-    sets = open_eval_sets(c, tokenizer)
+    eval_rows = read_eval_sets(c)
+    held_out = itertools.chain.from_iterable(eval_rows.values())
+    encoded, plan, made_from = open_data(c, tokenizer, held_out, root, terminal)
+    sets = open_eval_sets(c, eval_rows, tokenizer)
     for s in sets:
       checks.check_eval_set(s, named_languages(c.eval.sets[s.name]))
     cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
@@ -62,8 +71,10 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
       load.check_names(base.folder, cfg)
     mesh = meshes.make_mesh(**c.mesh)
     checks.check_mesh(c, mesh)
-    ledger = ledgers.make_ledger(rows, encoded, plan, mixture=c.data.mixture, seed=c.seed)
-    workdir.check_plan(root, plan.hash)
+    ledger = ledgers.make_ledger(
+      encoded, plan, mixture=nested(c)["data"]["mixture"], seed=c.seed, made_from=made_from
+    )
+    workdir.check_plan(root, ledger)
     job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal)
     runtime.check_same("config", json.dumps(nested(c), sort_keys=True))
     runtime.check_same("the plan of their data", plan.hash)
@@ -72,6 +83,8 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     workdir.write_config(root, c)
     workdir.keep_ledger(root, ledger)
     terminal.table(card.plan_table(ledger))
+    for line in card.plan_lines(ledger):
+      terminal.line(line)
     for line in card.left_out(sets):
       terminal.line(line)
     workdir.keep_tokenizer(root, tokenizer)

@@ -14,6 +14,7 @@ import jinja2.ext
 import jinja2.sandbox
 import numpy as np
 
+from mlit_jax.data.engines import overlapping
 from mlit_jax.errors import UserError
 
 DEFAULT_DATE = "2024-07-26"  # what Llama 3 templates print where no date is given
@@ -95,7 +96,9 @@ class Template:
     context |= {"tools": None, "documents": None, "add_generation_prompt": generation}
     try:
       if tracked is None:
-        return template.render(**context)
+        # As Template.render does, but with the globals laid out once, which took half of its time.
+        shared = template.new_context(_globals(self.source, self.date) | context, shared=True)
+        return "".join(template.root_render_func(shared))
       return _render_tracked(template, context, tracked)
     except jinja2.TemplateError as error:
       raise UserError(
@@ -284,20 +287,13 @@ class _Skeleton:
 def trained_mask(rendered: Rendered, starts, ends) -> np.ndarray:
   """Which tokens are trained: those that overlap a span.
 
-      text    <u>Hola<a>Bonjour<e>          spans  ((10, 20),)
-      tokens  <u> Ho la <a> Bon jour <e>
-      starts   0   3  5   7  10   13  17
-      ends     3   5  7  10  13   17  20
-      trained  0   0  0   0   1    1   1
-
-  An empty token is trained where a span begins at it or holds it: it is the first thing that the
-  model writes.
+  text    <u>Hola<a>Bonjour<e>          spans  ((10, 20),)
+  tokens  <u> Ho la <a> Bon jour <e>
+  starts   0   3  5   7  10   13  17
+  ends     3   5  7  10  13   17  20
+  trained  0   0  0   0   1    1   1
   """
-  starts, ends = np.asarray(starts), np.asarray(ends)
-  mask = np.zeros(starts.shape, bool)
-  for start, end in rendered.spans:
-    mask |= (starts < end) & ((ends > start) | ((starts == ends) & (starts >= start)))
-  return mask
+  return overlapping(rendered.spans, np.asarray(starts), np.asarray(ends))
 
 
 # --- text helpers
@@ -360,10 +356,13 @@ def _cuts(literals, padded, pad):
   return tuple(functions)
 
 
-def _stop_match(after: str, stops):
-  if not stops:
-    return None
-  return re.match(r"\s*(" + "|".join(map(re.escape, stops)) + ")", after)
+def _stop_match(after: str, stops: tuple[str, ...]):
+  return _stop_pattern(stops).match(after) if stops else None
+
+
+@functools.lru_cache(maxsize=64)
+def _stop_pattern(stops: tuple[str, ...]) -> re.Pattern:
+  return re.compile(r"\s*(" + "|".join(map(re.escape, stops)) + ")")
 
 
 def _check_spans(text, spans, turns, place) -> None:
@@ -419,6 +418,11 @@ def _compile(source: str, date: str) -> jinja2.Template:
     raise UserError(
       f"the chat template is broken at line {error.lineno}: {error.message}. Correct it."
     ) from None
+
+
+@functools.lru_cache(maxsize=64)
+def _globals(source: str, date: str) -> dict:
+  return dict(_compile(source, date).globals)
 
 
 _tracking = contextvars.ContextVar("tracking", default=None)

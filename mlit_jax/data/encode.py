@@ -1,59 +1,94 @@
-"""Conversations to tokens, once; kept as flat arrays that a run maps into memory."""
+"""Conversations to tokens, once: one chunk of rows -> flat arrays and counts by language and reason."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from mlit_jax.data.chat import trained_mask
-from mlit_jax.data.rows import Conversation
+from mlit_jax.data.encoded import COLUMNS, Encoded
+from mlit_jax.data.hashing import stable_hash
+from mlit_jax.data.rows import Conversation, Message
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 
-VERSION = 1  # raise it when the same rows would give other arrays
-OVER_LONG = ("drop", "truncate_answer", "error")
+VERSION = 2  # raise it when the same rows would give other arrays
+OVER_LONG = ("drop", "truncate_prompt", "truncate_answer", "error")
 CHUNK = 1024  # conversations per call of the tokenizer
+ATTEMPTS = 8  # at cutting a prompt down to what fits
+
+Counts = dict[str, dict[str, int]]  # language -> reason or source -> rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-  """Tokenised examples. Example i has tokens[offsets[i]:offsets[i + 1]]."""
+@dataclasses.dataclass
+class Chunk:
+  """Some rows, tokenised. `columns` are those of Encoded; languages are numbers into `languages`."""
 
-  tokens: np.ndarray  # uint32 [total]
-  trained: np.ndarray  # uint8 [total], 1 where the token is trained on
-  offsets: np.ndarray  # int64 [examples + 1]
-  language: np.ndarray  # int32 [examples], numbers into `languages`
-  answer_bytes: np.ndarray  # int32 [examples], UTF-8 bytes of what the assistant says
-  text_bytes: np.ndarray  # int32 [examples], UTF-8 bytes of the rendered text that the tokens spell
-  truncated: np.ndarray  # uint8 [examples]
-  languages: tuple[str, ...]
-  example_ids: list[str]
-  group_ids: list[str | None]
-  dropped: dict[str, dict[str, int]]  # language -> reason -> rows
-  fingerprint: str
+  tokens: np.ndarray
+  trained: np.ndarray
+  ids: np.ndarray  # uint64 [n, 2]
+  columns: dict[str, np.ndarray]
+  languages: list[str]
+  dropped: Counts
+  kept: list[int]  # which of the conversations
 
-  def __len__(self) -> int:
-    return len(self.language)
 
-  @functools.cached_property
-  def lengths(self) -> np.ndarray:
-    return np.diff(self.offsets)
+def encode_chunk(
+  conversations: Sequence[Conversation], tokenizer: Tokenizer, *, max_length: int, over_long: str
+) -> Chunk:
+  """Render and tokenise every conversation once.
 
-  @functools.cached_property
-  def trained_counts(self) -> np.ndarray:
-    """Trained tokens of each example."""
-    ends = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
-    return ends[self.offsets[1:]] - ends[self.offsets[:-1]]
+  A row longer than `max_length` is dropped and counted (`drop`), loses the beginning of its longest
+  question (`truncate_prompt`), is cut at its end (`truncate_answer`; dropped and counted when no trained
+  token is left), or refused (`error`).
+  """
+  numbers: dict[str, int] = {}
+  dropped: Counts = collections.defaultdict(collections.Counter)
+  tokens, trained, kept, rows = [], [], [], []
+  rendered = [_render(c, tokenizer) for c in conversations]
+  marked = tokenizer.encode_marked([r.text for r in rendered], [r.spans for r in rendered])
+  for i, (c, r, (ids, mask)) in enumerate(zip(conversations, rendered, marked, strict=True)):
+    cut = len(ids) > max_length
+    answer, text = _answer_bytes(c), len(r.text.encode())
+    if cut:
+      if over_long == "error":
+        raise _too_long(c, len(ids), max_length)
+      shortened = _SHORTEN[over_long](c, r, ids, mask, tokenizer, max_length)
+      if shortened is None:
+        dropped[c.lang]["over_long"] += 1
+        continue
+      ids, mask, answer, text = shortened
+    # The first token is never predicted, so it does not count as trained.
+    mask[0] = False
+    count = int(np.count_nonzero(mask))
+    if not count:
+      dropped[c.lang]["nothing_left_to_train"] += 1
+      continue
+    tokens.append(ids)
+    trained.append(mask)
+    kept.append(i)
+    number = numbers.setdefault(c.lang, len(numbers))
+    group = 0 if c.group_id is None else stable_hash("group", c.group_id) or 1
+    rows.append((len(ids), count, number, group, answer, text, cut))
+  names = (
+    "lengths", "trained_counts", "language", "groups", "answer_bytes", "text_bytes", "truncated",
+  )  # fmt: skip
+  values = zip(*rows, strict=True) if rows else [()] * len(names)
+  columns = {k: np.array(v, COLUMNS[k]) for k, v in zip(names, values, strict=True)}
+  return Chunk(
+    tokens=np.concatenate([*tokens, np.zeros(0, np.uint32)]).astype(np.uint32),
+    trained=np.concatenate([*trained, np.zeros(0, bool)]).astype(np.uint8),
+    ids=id_numbers([conversations[i].example_id for i in kept]),
+    columns=columns
+    | {"row": np.array([_row_number(conversations[i]) for i in kept], COLUMNS["row"])},
+    languages=list(numbers),
+    dropped={lang: dict(reasons) for lang, reasons in dropped.items()},
+    kept=kept,
+  )
 
 
 def encode_conversations(
@@ -63,85 +98,155 @@ def encode_conversations(
   max_length: int,
   over_long: str = "drop",
   languages: Sequence[str] = (),
-  cache_dir: Path | None = None,
-  progress: Callable[[int], None] | None = None,
 ) -> Encoded:
-  """Render and tokenise every conversation once; read from `cache_dir` if the same was done before.
+  """A few conversations, such as an evaluation set, encoded in memory.
 
-  A row longer than `max_length` is dropped and counted (`drop`), cut at its end (`truncate_answer`; dropped
-  and counted when no trained token is left), or refused (`error`). `languages` fixes the numbers of the
-  languages; by default they are sorted.
+  `languages` fixes the numbers of the languages; by default they are sorted.
   """
+  check_over_long(over_long)
+  languages = tuple(languages) or tuple(sorted({c.lang for c in conversations}))
+  sources = tuple(dict.fromkeys(c.source for c in conversations))
+  files = tuple(dict.fromkeys(_file(c) for c in conversations))
+  chunks, rows, dropped = [], [], {}
+  for start in range(0, len(conversations), CHUNK):
+    part = conversations[start : start + CHUNK]
+    chunk = encode_chunk(part, tokenizer, max_length=max_length, over_long=over_long)
+    chunk.columns["language"] = renumbered(chunk, languages)
+    chunks.append(chunk)
+    rows += [part[i] for i in chunk.kept]
+    add_counts(dropped, chunk.dropped)
+  columns = {
+    name: np.concatenate([np.zeros(0, dtype), *(c.columns[name] for c in chunks)]).astype(dtype)
+    for name, dtype in COLUMNS.items()
+    if name not in ("starts", "source", "file")
+  }
+  read: Counts = {}
+  for c in conversations:
+    add_counts(read, {c.lang: {c.source: 1}})
+  return Encoded(
+    tokens=np.concatenate([np.zeros(0, np.uint32), *(c.tokens for c in chunks)]),
+    trained=np.concatenate([np.zeros(0, np.uint8), *(c.trained for c in chunks)]),
+    starts=(np.cumsum(columns["lengths"], dtype=np.int64) - columns["lengths"]),
+    source=np.array([sources.index(c.source) for c in rows], np.int32),
+    file=np.array([files.index(_file(c)) for c in rows], np.int32),
+    ids=np.concatenate([np.zeros((0, 2), np.uint64), *(c.ids for c in chunks)]),
+    **columns,
+    languages=languages,
+    sources=sources,
+    files=files,
+    rows_read=read,
+    dropped=dropped,
+    flagged={},
+    fingerprint=_fingerprint(conversations, tokenizer, max_length, over_long, languages),
+  )
+
+
+def check_over_long(over_long: str) -> None:
   if over_long not in OVER_LONG:
     raise UserError(f"data.over_long is {over_long!r}; it must be one of {', '.join(OVER_LONG)}")
-  languages = tuple(languages) or tuple(sorted({c.lang for c in conversations}))
-  fingerprint = _fingerprint(conversations, tokenizer, max_length, over_long, languages)
-  if cache_dir is not None and (cached := load_cache(Path(cache_dir) / fingerprint)) is not None:
-    return cached
-  encoded = _encode(
-    conversations, tokenizer, max_length, over_long, languages, fingerprint, progress
-  )
-  if cache_dir is not None:
-    save_cache(encoded, Path(cache_dir) / fingerprint)
-  return encoded
 
 
-def _encode(conversations, tokenizer, max_length, over_long, languages, fingerprint, progress):
-  number = {lang: i for i, lang in enumerate(languages)}
-  dropped: dict = collections.defaultdict(collections.Counter)
-  tokens, trained, kept, rows = [], [], [], []
-  for start in range(0, len(conversations), CHUNK):
-    chunk = conversations[start : start + CHUNK]
-    rendered = [_render(c, tokenizer) for c in chunk]
-    encodings = tokenizer.encode_with_offsets([r.text for r in rendered])
-    for c, r, (ids, starts, ends) in zip(chunk, rendered, encodings, strict=True):
-      mask = trained_mask(r, starts, ends)
-      cut = len(ids) > max_length
-      if cut and over_long == "error":
-        raise UserError(
-          f"{c.place}: the row has {len(ids)} tokens, batch.max_length allows {max_length}. "
-          "Raise batch.max_length, or set data.over_long to drop or truncate_answer."
-        )
-      if cut and over_long == "drop":
-        dropped[c.lang]["over_long"] += 1
-        continue
-      ids, mask = ids[:max_length], mask[:max_length]
-      # The first token is never predicted, so it does not count as trained.
-      if not mask[1:].any():
-        dropped[c.lang]["nothing_left_to_train"] += 1
-        continue
-      mask[0] = False
-      answer = sum(len(m.content.encode()) for m in c.messages if m.role == "assistant")
-      share = 1.0 if not cut else mask.sum() / max(1, trained_mask(r, starts, ends)[1:].sum())
-      tokens.append(ids.astype(np.uint32))
-      trained.append(mask.astype(np.uint8))
-      kept.append(c)
-      text = r.text[: ends[len(ids) - 1]] if cut else r.text
-      rows.append((len(ids), round(answer * share), len(text.encode()), cut))
-    if progress:
-      progress(len(chunk))
-  lengths, answer_bytes, text_bytes, truncated = zip(*rows, strict=True) if rows else ((),) * 4
-  return Encoded(
-    tokens=np.concatenate(tokens) if tokens else np.zeros(0, np.uint32),
-    trained=np.concatenate(trained) if trained else np.zeros(0, np.uint8),
-    offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-    language=np.array([number[c.lang] for c in kept], np.int32),
-    answer_bytes=np.array(answer_bytes, np.int32),
-    text_bytes=np.array(text_bytes, np.int32),
-    truncated=np.array(truncated, np.uint8),
-    languages=languages,
-    example_ids=[c.example_id for c in kept],
-    group_ids=[c.group_id for c in kept],
-    dropped={lang: dict(reasons) for lang, reasons in dropped.items()},
-    fingerprint=fingerprint,
+def add_counts(total: Counts, more: Counts) -> None:
+  for lang, reasons in more.items():
+    mine = total.setdefault(lang, {})
+    for reason, count in reasons.items():
+      mine[reason] = mine.get(reason, 0) + count
+
+
+def renumbered(chunk: Chunk, languages: Sequence[str]) -> np.ndarray:
+  """The language column of a chunk as numbers into `languages`."""
+  to = np.array([languages.index(lang) for lang in chunk.languages], np.int32)
+  return to[chunk.columns["language"]] if len(to) else chunk.columns["language"]
+
+
+def id_numbers(example_ids: Sequence[str]) -> np.ndarray:
+  """uint64 [n, 2] of hexadecimal ids of 128 bits."""
+  data = b"".join(map(bytes.fromhex, example_ids))
+  return np.frombuffer(data, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+# --- rows too long
+
+
+def _too_long(c: Conversation, length: int, max_length: int) -> UserError:
+  return UserError(
+    f"{c.place}: the row has {length} tokens, batch.max_length allows {max_length}. "
+    "Raise batch.max_length, or set data.over_long to drop, truncate_prompt or truncate_answer."
   )
+
+
+def _drop(*_):
+  return None
+
+
+def _truncate_answer(c, rendered, ids, mask, tokenizer, max_length):
+  """The row up to `max_length`, with the bytes of answer and text that are left."""
+  *_, ends = tokenizer.encode_with_offsets([rendered.text])[0]
+  whole = mask[1:].sum()
+  ids, mask = ids[:max_length], mask[:max_length].copy()
+  answer = round(_answer_bytes(c) * mask[1:].sum() / max(1, whole))
+  return ids, mask, answer, len(rendered.text[: ends[max_length - 1]].encode())
+
+
+def _truncate_prompt(c, rendered, ids, mask, tokenizer, max_length):
+  """The row without the beginning of its longest question, rendered again; None if that is not enough.
+
+  Cutting text, not tokens, keeps the header, the system text and the form of the template. What
+  is asked stands at the end of a long question more often than at its beginning.
+  """
+  turns = list(c.messages)
+  over = len(ids) - max_length
+  for _ in range(ATTEMPTS):
+    at = max(
+      (i for i, m in enumerate(turns) if m.role == "user"),
+      key=lambda i: len(turns[i].content),
+      default=None,
+    )
+    if at is None:
+      return None
+    _, starts, _ = tokenizer.encode_with_offsets([turns[at].content])[0]
+    if over >= len(starts):
+      return None  # nothing would be left of the question
+    text = turns[at].content[int(starts[over]) :].lstrip()
+    if not text:
+      return None
+    turns[at] = Message("user", text)
+    rendered = _render(dataclasses.replace(c, messages=tuple(turns)), tokenizer)
+    (ids, mask) = tokenizer.encode_marked([rendered.text], [rendered.spans])[0]
+    if len(ids) <= max_length:
+      return ids, mask, _answer_bytes(c), len(rendered.text.encode())
+    over = len(ids) - max_length
+  return None
+
+
+_SHORTEN = {
+  "drop": _drop,
+  "truncate_prompt": _truncate_prompt,
+  "truncate_answer": _truncate_answer,
+}
+
+
+# --- parts of a row
 
 
 def _render(c: Conversation, tokenizer: Tokenizer):
   try:
-    return tokenizer.template.render([dataclasses.asdict(m) for m in c.messages])
+    return tokenizer.template.render(c.messages)
   except UserError as e:
     raise UserError(f"{c.place}: {e}") from e
+
+
+def _answer_bytes(c: Conversation) -> int:
+  return sum(len(m.content.encode()) for m in c.messages if m.role == "assistant")
+
+
+def _file(c: Conversation) -> str:
+  return c.place.rpartition(":")[0]
+
+
+def _row_number(c: Conversation) -> int:
+  number = c.place.rpartition(":")[2]
+  return int(number) if number.isdigit() else 0
 
 
 def _fingerprint(conversations, tokenizer, max_length, over_long, languages) -> str:
@@ -153,36 +258,3 @@ def _fingerprint(conversations, tokenizer, max_length, over_long, languages) -> 
     json.dumps([VERSION, tokenizer.fingerprint, max_length, over_long, languages]).encode()
   )
   return digest.hexdigest()
-
-
-ARRAYS = ("tokens", "trained", "offsets", "language", "answer_bytes", "text_bytes", "truncated")
-
-
-def save_cache(encoded: Encoded, folder: Path) -> None:
-  """Written beside its place and renamed, so that a killed build leaves nothing that looks whole."""
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-  except OSError as e:
-    raise UserError(f"cannot write the token cache {folder}: {e}. Set data.cache_dir.") from e
-  try:
-    for name in ARRAYS:
-      np.save(temporary / f"{name}.npy", getattr(encoded, name))
-    rest = {
-      k: getattr(encoded, k)
-      for k in ("languages", "example_ids", "group_ids", "dropped", "fingerprint")
-    }
-    (temporary / "rest.json").write_text(json.dumps(rest), encoding="utf-8")
-    os.rename(temporary, folder)
-  except OSError as e:
-    shutil.rmtree(temporary, ignore_errors=True)
-    if not folder.is_dir():  # else another process was faster
-      raise UserError(f"cannot write the token cache {folder}: {e}. Set data.cache_dir.") from e
-
-
-def load_cache(folder: Path) -> Encoded | None:
-  if not folder.is_dir():
-    return None
-  arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-  rest = json.loads((folder / "rest.json").read_text(encoding="utf-8"))
-  return Encoded(**arrays, **rest | {"languages": tuple(rest["languages"])})

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mlit_jax.batch import Batch
-from mlit_jax.data import mixture
-from mlit_jax.data.encode import Encoded, encode_conversations
+from mlit_jax.data.encode import encode_conversations
+from mlit_jax.data.encoded import Encoded
+from mlit_jax.data.hashing import stable_hash
 from mlit_jax.data.loader import gather_rows
 from mlit_jax.data.packing import pack
 from mlit_jax.data.rows import Conversation
@@ -32,9 +33,10 @@ class Question:
 class EvalSet:
   name: str
   encoded: Encoded
-  rows: list[list[int]]  # packed rows of example numbers
+  rows: list[np.ndarray]  # packed rows of example numbers
   max_length: int
   questions: list[Question]
+  group_ids: dict[str, str | None]  # of every example, by its id
 
   @property
   def num_segments(self) -> int:
@@ -44,14 +46,11 @@ class EvalSet:
     """(Batch, example numbers [B, num_segments], -1 where there is none); the last one is padded."""
     for start in range(0, len(self.rows), rows_per_step):
       rows = self.rows[start : start + rows_per_step]
-      rows = rows + [[]] * (rows_per_step - len(rows))
+      rows = rows + [np.zeros(0, np.int64)] * (rows_per_step - len(rows))
       examples = np.full((rows_per_step, num_segments), -1, np.int64)
       for r, row in enumerate(rows):
         examples[r, : len(row)] = row
-      yield (
-        gather_rows(self.encoded, [np.array(r, np.int64) for r in rows], self.max_length),
-        examples,
-      )
+      yield gather_rows(self.encoded, rows, self.max_length), examples
 
 
 def make_eval_set(
@@ -69,17 +68,19 @@ def make_eval_set(
   too long is dropped from both and stands in encoded.dropped.
   """
   encoded = encode_conversations(conversations, tokenizer, max_length=max_length, over_long="drop")
-  lengths = encoded.lengths.tolist()
-  rows = pack(lengths, max_length) if packing else [[i] for i in range(len(lengths))]
-  fitting = set(encoded.example_ids)
+  items = np.arange(len(encoded))
+  starts = np.arange(len(encoded) + 1)
+  if packing:
+    items, starts = pack(encoded.lengths, max_length)
+  rows = [items[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+  fitting = {encoded.example_id(i) for i in range(len(encoded))}
   questions = []
   for lang in encoded.languages:
     mine = [c for c in conversations if c.lang == lang and c.example_id in fitting]
-    mine.sort(
-      key=lambda c: (mixture.stable_hash("question", c.group_id or c.example_id), c.example_id)
-    )
+    mine.sort(key=lambda c: (stable_hash("question", c.group_id or c.example_id), c.example_id))
     questions += [make_question(c, tokenizer) for c in mine[:generate_rows]]
-  return EvalSet(name, encoded, rows, max_length, questions)
+  groups = {c.example_id: c.group_id for c in conversations}
+  return EvalSet(name, encoded, rows, max_length, questions, groups)
 
 
 def make_question(c: Conversation, tokenizer: Tokenizer) -> Question:

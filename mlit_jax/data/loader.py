@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from mlit_jax.batch import Batch, empty_batch
-from mlit_jax.data.encode import Encoded
+from mlit_jax.data.encoded import Encoded
 from mlit_jax.data.plan import Plan
 
 
@@ -17,6 +17,8 @@ def load_batches(
   encoded: Encoded, plan: Plan, first_step: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[Batch]:
   """Batches of steps first_step, first_step + 1, ... of the plan; only the `rows` of this process.
+
+  Their `language` tells sources apart too: numbers into encoded.strata, so that the ledger can.
 
   One thread and a buffer of two: grain's defaults (16 threads, 500 elements) cost 14 times as much, and
   worker processes more than they bring.
@@ -26,8 +28,15 @@ def load_batches(
   return iter(dataset.to_iter_dataset(options))
 
 
-def gather_rows(encoded: Encoded, rows: Sequence[np.ndarray], max_length: int) -> Batch:
+def gather_rows(
+  encoded: Encoded,
+  rows: Sequence[np.ndarray],
+  max_length: int,
+  language: np.ndarray | None = None,
+) -> Batch:
   """Batch [len(rows), max_length] of packed rows given as example numbers.
+
+  `language` [examples] is what stands for the language of an example, by default its number.
 
   examples [7 8 9] and [4 5]
   tokens    7 8 9 4 5 0    targets   8 9 0 5 0 0
@@ -38,7 +47,7 @@ def gather_rows(encoded: Encoded, rows: Sequence[np.ndarray], max_length: int) -
   if not len(examples):
     return batch
   counts = np.array([len(r) for r in rows])
-  lengths = encoded.lengths[examples]
+  lengths = encoded.lengths[examples].astype(np.int64)
   # Where each example starts in the flat batch: the end of the one before it in its row.
   ends = np.cumsum(lengths)
   row_of = np.repeat(np.arange(len(rows)), counts)
@@ -47,7 +56,7 @@ def gather_rows(encoded: Encoded, rows: Sequence[np.ndarray], max_length: int) -
   total = int(ends[-1])
   position = np.arange(total) - np.repeat(ends - lengths, lengths)
   target = np.repeat(starts, lengths) + position
-  source = np.repeat(encoded.offsets[examples], lengths) + position
+  source = np.repeat(encoded.starts[examples], lengths) + position
   segment = np.arange(len(examples)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
 
   flat = {f.name: getattr(batch, f.name).reshape(-1) for f in dataclasses.fields(Batch)}
@@ -55,7 +64,8 @@ def gather_rows(encoded: Encoded, rows: Sequence[np.ndarray], max_length: int) -
   flat["tokens"][target] = tokens
   flat["positions"][target] = position
   flat["segments"][target] = np.repeat(segment, lengths)
-  flat["language"][target] = np.repeat(encoded.language[examples], lengths)
+  column = encoded.language if language is None else language
+  flat["language"][target] = np.repeat(column[examples], lengths)
   follows = np.ones(total, bool)
   follows[ends - 1] = False  # an example's last token has no target
   here = target[follows]
@@ -77,7 +87,8 @@ class _Steps(grain.sources.RandomAccessDataSource):
 
   def __getitem__(self, step) -> Batch:
     rows = self.plan.rows(int(step))
-    return gather_rows(self.encoded, [rows[r] for r in self.mine], self.plan.max_length)
+    mine = [rows[r] for r in self.mine]
+    return gather_rows(self.encoded, mine, self.plan.max_length, self.encoded.stratum)
 
   def __repr__(self) -> str:
     return f"steps of plan {self.plan.hash}"

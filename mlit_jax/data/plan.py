@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import heapq
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mlit_jax.data import mixture
-from mlit_jax.data.encode import Encoded
+from mlit_jax.data import mixture as mixtures
+from mlit_jax.data.choice import Chosen, choose, take_stock
+from mlit_jax.data.encoded import Encoded
+from mlit_jax.data.hashing import mix, rank
+from mlit_jax.data.mixture import Amounts, Key
+from mlit_jax.data.order import interleave, merge
 from mlit_jax.data.packing import pack
+
+VERSION = 2  # raise it when the same data, mixture and seed would give another plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stretch of the run on one mixture; most runs have one."""
+
+  spec: Mapping
+  amounts: Amounts  # what was asked for
+  counts: dict[str, int]  # examples of each language in one epoch
+  source_counts: dict[Key, int]  # the same by source
+  first_step: int
+  steps: int
+  epochs: int  # passes begun
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """Row r of the run holds examples[row_starts[r]:row_starts[r + 1]]; step b has rows [b*B, (b+1)*B).
 
-  The last step is filled up with empty rows. `epochs` counts the passes begun.
+  The last step of a stage is filled up with empty rows.
   """
 
   examples: np.ndarray  # int64 [N], numbers into Encoded
   row_starts: np.ndarray  # int64 [steps * B + 1]
   rows_per_step: int
   max_length: int
-  epochs: int
-  counts: dict[str, int]  # per epoch
+  stages: tuple[Stage, ...]
   hash: str
 
   @property
   def steps(self) -> int:
     return (len(self.row_starts) - 1) // self.rows_per_step
+
+  @property
+  def epochs(self) -> int:
+    return sum(stage.epochs for stage in self.stages)
+
+  @property
+  def languages(self) -> list[str]:
+    """The languages that the run trains on."""
+    return sorted({lang for stage in self.stages for lang in stage.counts})
 
   def rows(self, step: int) -> list[np.ndarray]:
     """The example numbers of each row of a step."""
@@ -42,7 +68,7 @@ class Plan:
 
 def make_plan(
   encoded: Encoded,
-  spec: Mapping,
+  mixture: Mapping | Sequence[Mapping],
   *,
   seed: int,
   rows_per_step: int,
@@ -55,94 +81,90 @@ def make_plan(
 ) -> Plan:
   """Plan `epochs` passes over the mixture, or as many as `steps` need (the last one is then cut).
 
-  Every epoch holds each chosen example exactly once per repeat, in an order of its own; rows never
-  span two epochs.
+  A list of mixtures, each with `epochs` or `steps` of its own, is gone through in order. Every epoch holds
+  each chosen example exactly once per repeat, in an order of its own; rows never span two epochs, and a
+  stage begins with a step.
   """
-  assert (epochs > 0) != (steps > 0), (epochs, steps)
-  by_lang = {lang: _rows_of(encoded, i) for i, lang in enumerate(encoded.languages)}
-  # Those with 0 too: "*" and the like ask for them, and are refused, rather than passing them over.
-  available = {lang: len(rows) for lang, rows in by_lang.items()}
-  counts = mixture.resolve_counts(spec, available, max_repeats=max_repeats)
-  keys = {lang: [_choice_key(encoded, i, lang, groups) for i in by_lang[lang]] for lang in counts}
-  chosen = mixture.choose(keys, counts, seed)
-  slots = interleave(counts)
+  stock = take_stock(encoded)
   examples: list[np.ndarray] = []
-  sizes: list[int] = []
-  epoch = 0
-  while epoch < epochs or (steps and len(sizes) < steps * rows_per_step):
-    order = _epoch_order(encoded, by_lang, chosen, slots, seed, epoch)
-    rows = (
-      pack(encoded.lengths[order].tolist(), max_length)
-      if packing
-      else [[i] for i in range(len(order))]
-    )
-    examples += [order[row] for row in rows]
-    sizes += [len(row) for row in rows]
-    epoch += 1
-  if steps:
-    del examples[steps * rows_per_step :], sizes[steps * rows_per_step :]
-  sizes += [0] * (-len(sizes) % rows_per_step)
-  flat = np.concatenate(examples).astype(np.int64)
-  row_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+  sizes: list[np.ndarray] = []
+  stages: list[Stage] = []
+  epoch = step = 0
+  for spec, of_epochs, of_steps in mixtures.stages(mixture, epochs=epochs, steps=steps):
+    assert (of_epochs > 0) != (of_steps > 0), (of_epochs, of_steps)
+    amounts = mixtures.resolve(spec, stock, max_repeats=max_repeats)
+    chosen = choose(encoded, amounts, seed=seed, groups=groups)
+    wanted = of_steps * rows_per_step
+    rows, begun = 0, 0
+    while begun < of_epochs or rows < wanted:
+      order = _epoch_order(encoded, chosen, amounts.unit, seed, epoch)
+      items, starts = _rows(encoded.lengths[order], max_length, packing)
+      if of_steps:
+        starts = starts[: wanted - rows + 1]
+      examples.append(order[items[: starts[-1]]])
+      sizes.append(np.diff(starts))
+      rows += len(starts) - 1
+      begun += 1
+      epoch += 1
+    sizes.append(np.zeros(-rows % rows_per_step, np.int64))
+    length = -(-rows // rows_per_step)
+    by_source = _by_source(encoded, chosen)
+    counts: dict[str, int] = {}
+    for (lang, _), count in by_source.items():
+      counts[lang] = counts.get(lang, 0) + count
+    stages.append(Stage(spec, amounts, counts, by_source, step, length, begun))
+    step += length
+  flat = np.concatenate(examples)
+  row_starts = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64)
   digest = _plan_hash(encoded, flat, row_starts, rows_per_step, max_length)
-  return Plan(flat, row_starts, rows_per_step, max_length, epoch, counts, digest)
-
-
-def interleave(counts: Mapping[str, int]) -> list[str]:
-  """The languages of an epoch in order: every prefix is within one example of its share.
-
-      interleave({"en": 4, "fi": 2}) -> ["en", "en", "fi", "en", "en", "fi"]
-
-  Item j of a language with count c of N belongs in slots [jN/c, (j+1)N/c); the earliest deadline goes first
-  (Tijdeman 1980, the chairman assignment problem). Integers only, so that no rounding decides.
-  """
-  total = sum(counts.values())
-  waiting = [(0, lang, 0) for lang in sorted(counts) if counts[lang]]  # (release, language, j)
-  ready: list[tuple[int, str, int]] = []  # (deadline, language, j)
-  out = []
-  for slot in range(total):
-    while waiting and waiting[0][0] <= slot:
-      _, lang, j = heapq.heappop(waiting)
-      heapq.heappush(ready, (-(-(j + 1) * total // counts[lang]), lang, j))
-    _, lang, j = heapq.heappop(ready)
-    out.append(lang)
-    if j + 1 < counts[lang]:
-      heapq.heappush(waiting, ((j + 1) * total // counts[lang], lang, j + 1))
-  return out
-
-
-def _rows_of(encoded: Encoded, language: int) -> np.ndarray:
-  """Example numbers of a language by id: not the order of the files decides between rows of one group."""
-  rows = np.flatnonzero(encoded.language == language)
-  return np.array(sorted(rows, key=lambda i: encoded.example_ids[i]), np.int64)
+  return Plan(flat, row_starts, rows_per_step, max_length, tuple(stages), digest)
 
 
 def _epoch_order(
-  encoded, by_lang, chosen, slots: Sequence[str], seed: int, epoch: int
+  encoded: Encoded, chosen: Mapping[Key, Chosen], unit: str, seed: int, epoch: int
 ) -> np.ndarray:
-  """Example numbers of one epoch: languages by slot, rows of a language by hash."""
-  queues = {}
-  for lang, rows in chosen.items():
-    numbers = by_lang[lang]
-    ranked = sorted(
-      rows,
-      key=lambda r: (mixture.stable_hash(seed, epoch, encoded.example_ids[numbers[r[0]]], r[1]), r),
+  """Example numbers of one epoch: rows of a source by hash, sources within their language, languages."""
+  column = {"examples": None, "tokens": encoded.lengths, "trained_tokens": encoded.trained_counts}
+  weight = column[unit]
+
+  def sizes(rows):
+    return np.ones(len(rows), np.int64) if weight is None else weight[rows]
+
+  queues: dict[str, list[np.ndarray]] = {}
+  for (lang, _), c in sorted(chosen.items()):
+    keys = mix(
+      mix(encoded.ids[c.rows, 0], "order", seed, epoch) + c.repeat.astype(np.uint64), "row"
     )
-    queues[lang] = iter([numbers[i] for i, _ in ranked])
-  return np.array([next(queues[lang]) for lang in slots], np.int64)
+    queues.setdefault(lang, []).append(rank(keys, encoded.ids, c.rows))
+  languages = [_merged(parts, sizes) for _, parts in sorted(queues.items())]
+  return _merged(languages, sizes)
 
 
-def _choice_key(encoded: Encoded, i: int, lang: str, groups: str) -> str:
-  group = encoded.group_ids[i]
-  if group and groups == "together":
-    return f"group {group}"
-  return f"{lang} {encoded.example_ids[i]}"
+def _merged(queues: list[np.ndarray], sizes) -> np.ndarray:
+  return queues[0] if len(queues) == 1 else merge(interleave([sizes(q) for q in queues]), queues)
+
+
+def _rows(lengths: np.ndarray, max_length: int, packing: bool) -> tuple[np.ndarray, np.ndarray]:
+  if packing:
+    return pack(lengths, max_length)
+  return np.arange(len(lengths)), np.arange(len(lengths) + 1)
+
+
+def _by_source(encoded: Encoded, chosen: Mapping[Key, Chosen]) -> dict[Key, int]:
+  """Examples of each (language, source) in one epoch."""
+  out: dict[Key, int] = {}
+  for (lang, _), c in sorted(chosen.items()):
+    counts = np.bincount(encoded.source[c.rows], minlength=len(encoded.sources))
+    for source, count in zip(encoded.sources, counts.tolist(), strict=True):
+      if count:
+        out[lang, source] = out.get((lang, source), 0) + count
+  return out
 
 
 def _plan_hash(encoded, examples, row_starts, rows_per_step, max_length) -> str:
   digest = hashlib.blake2b(digest_size=16)
-  for i in examples:
-    digest.update(encoded.example_ids[i].encode())
+  for start in range(0, len(examples), 1 << 20):
+    digest.update(encoded.ids[examples[start : start + (1 << 20)]].astype("<u8").tobytes())
   digest.update(row_starts.astype("<i8").tobytes())
-  digest.update(f"{encoded.fingerprint} {rows_per_step} {max_length}".encode())
+  digest.update(f"{VERSION} {encoded.fingerprint} {rows_per_step} {max_length}".encode())
   return digest.hexdigest()

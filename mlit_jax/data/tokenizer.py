@@ -36,7 +36,7 @@ class Tokenizer:
   special_tokens: dict[str, str]  # bos_token, eos_token, ... as the template sees them
   template: chat.Template
   stop_ids: tuple[int, ...]  # ids that end an answer: the template's first
-  fingerprint: str  # hash of everything that shapes ids
+  parts: dict[str, str]  # hashes of what shapes ids, by what it is
   _read: dict[str, bytes] = dataclasses.field(repr=False)  # the files it came from
 
   @classmethod
@@ -64,23 +64,22 @@ class Tokenizer:
     chat_template = chat.Template(source, special_tokens, kwargs, date, engine.whole)
     engine.mark([chat_template.end_of_turn])
     stop_ids = _stop_ids(engine, special_tokens, chat_template, files)
-    shaping = [
-      FORMAT,
-      engine.digest,
-      sorted(engine.added.items()),
-      special_tokens,
-      source,
-      kwargs,
-      date,
-    ]
-    fingerprint = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:32]
-    return cls(engine, special_tokens, chat_template, stop_ids, fingerprint, files)
+    parts = {
+      "the tokenizer": _digest([FORMAT, engine.digest, sorted(engine.added.items())]),
+      "the chat template": _digest([special_tokens, source, kwargs, date]),
+    }
+    return cls(engine, special_tokens, chat_template, stop_ids, parts, files)
 
   @functools.cached_property
   def files(self) -> dict[str, bytes]:
     """Name -> content of what transformers needs to give the same ids and renders."""
     source = templates.bake(self.template.source, self.template.kwargs)
     return _export(self._read, self.engine, self.special_tokens, source)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Hash of everything that shapes ids."""
+    return _digest(self.parts)
 
   @property
   def vocab_size(self) -> int:
@@ -118,11 +117,21 @@ class Tokenizer:
     """
     return self.engine.encode_with_offsets(list(texts))
 
+  def encode_marked(
+    self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ids uint32, mask bool) of each text: the tokens that overlap one of its spans, in characters."""
+    return self.engine.encode_marked(list(texts), spans)
+
   def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
     return self.engine.decode([int(i) for i in ids], skip_special)
 
   def _id(self, name: str) -> int | None:
     return self.engine.token_id(self.special_tokens.get(name))
+
+
+def _digest(value) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 # --- the folder

@@ -73,8 +73,8 @@ class Evaluator:
       Record(
         set=s.name,
         lang=s.encoded.languages[s.encoded.language[i]],
-        example_id=s.encoded.example_ids[i],
-        group_id=s.encoded.group_ids[i],
+        example_id=s.encoded.example_id(i),
+        group_id=s.group_ids[s.encoded.example_id(i)],
         nll=nll,
         tokens=tokens,
         bytes=int(s.encoded.answer_bytes[i]),

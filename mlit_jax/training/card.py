@@ -43,7 +43,7 @@ def plan_table(ledger: dict) -> Table:
       lang,
       f"{e['rows_read']:,}",
       f"{dropped:,}" + (f" ({', '.join(e['dropped'])})" if dropped else ""),
-      f"{e['per_epoch']:,}",
+      "" if e["per_epoch"] is None else f"{e['per_epoch']:,}",
       f"{e['examples']:,}",
       f"{e['tokens']:,}",
       f"{e['trained_tokens']:,}",
@@ -51,6 +51,28 @@ def plan_table(ledger: dict) -> Table:
       f"{e['bytes_per_token']:.2f}" if e["bytes_per_token"] else "",
     )
   return table
+
+
+def plan_lines(ledger: dict) -> list[str]:
+  """What the table of the plan does not show: stages, sources, and what rows were flagged for."""
+  lines = []
+  if len(ledger["stages"]) > 1:
+    for i, stage in enumerate(ledger["stages"], 1):
+      last = stage["first_step"] + stage["steps"]
+      lines.append(
+        f"stage {i}: steps {stage['first_step'] + 1} to {last}, {stage['epochs']} epochs of {stage['mixture']}"
+      )
+  for lang, e in ledger["languages"].items():
+    used = {source: of for source, of in e["sources"].items() if of["examples"]}
+    if len(used) > 1:
+      parts = ", ".join(f"{source} {of['examples']:,}" for source, of in used.items())
+      lines.append(f"{lang} by source: {parts} examples")
+  flagged: dict[str, list[str]] = {}
+  for lang, e in ledger["languages"].items():
+    for reason, count in e["flagged"].items():
+      flagged.setdefault(reason, []).append(f"{lang} {count:,}")
+  lines += [f"kept, but {reason}: {', '.join(rows)}" for reason, rows in sorted(flagged.items())]
+  return lines
 
 
 def left_out(sets) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -46,9 +47,59 @@ class Terminal:
     """A context that shows a bar; `update` it with the number done."""
     return _Bar(self.console, total, done, what)
 
+  def rows(self, what: str):
+    """A context that shows rows by language; call the result with {language: rows just done}."""
+    return _Rows(self.console, what)
+
   def transfer(self, what: str):
     """A context that shows bytes and bytes per second; call the result with (bytes done, of how many)."""
     return _Transfer(self.console, what)
+
+
+class _Rows:
+  """Rows done and rows per second, in all and by language; how many there are is not known before."""
+
+  def __init__(self, console: Console, what: str):
+    self.console, self.what = console, what
+    self.by_language: dict[str, int] = {}
+    self.progress = Progress(
+      TextColumn("{task.description}"),
+      TimeElapsedColumn(),
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,  # plain lines instead
+      refresh_per_second=4,
+    )
+
+  def __enter__(self):
+    self.began = self.told = time.perf_counter()
+    self.progress.start()
+    self.task = self.progress.add_task(self.what, total=None)
+    return self
+
+  def __exit__(self, kind, *_):
+    self.progress.stop()
+    if self.by_language and kind is None:
+      self.console.print(self._text(), markup=False)
+
+  def __call__(self, by_language: Mapping[str, int]) -> None:
+    for lang, rows in by_language.items():
+      self.by_language[lang] = self.by_language.get(lang, 0) + rows
+    self.progress.update(self.task, description=self._text())
+    now = time.perf_counter()
+    if not self.console.is_terminal and now - self.told >= LINE_SECONDS:
+      self.told = now
+      self.console.print(self._text(), markup=False)
+
+  def _text(self) -> str:
+    rows = sum(self.by_language.values())
+    rate = rows / max(1e-9, time.perf_counter() - self.began)
+    largest = sorted(self.by_language.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{lang} {n:,}" for lang, n in largest[:4])
+    more = f" and {len(largest) - 4} more" if len(largest) > 4 else ""
+    return (
+      f"{self.what}  {rows:,} rows of {len(largest)} languages ({shown}{more}), {rate:,.0f} rows/s"
+    )
 
 
 class _Bar:

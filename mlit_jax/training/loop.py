@@ -23,7 +23,7 @@ class Run:
   """All that the loop needs, built above it. Steps are numbered by how many are done."""
 
   mesh: jax.sharding.Mesh
-  languages: tuple[str, ...]
+  strata: list[tuple[str, str]]  # (language, source) of each number in Batch.language
   total_steps: int
   rows: int
   max_length: int
@@ -108,9 +108,10 @@ def _read(run: Run, pending: tuple[int, StepMetrics] | None, meter: Meter) -> No
     )
   names = {"examples": sums.examples, "tokens": sums.tokens, "trained_tokens": sums.trained}
   for name, values in names.items():
-    for lang, value in zip(run.languages, values, strict=True):
+    for (lang, source), value in zip(run.strata, values, strict=True):
       if value:
-        run.trained[name][lang] = run.trained[name].get(lang, 0) + int(value)
+        key = f"{lang}/{source}"
+        run.trained[name][key] = run.trained[name].get(key, 0) + int(value)
   useful = run.step_flops(step) if run.peak_flops else 0.0
   meter.add(sums, float(norm), useful, run.rows * run.max_length)
   if (step + 1) % run.log_every == 0:
@@ -123,11 +124,11 @@ def _log(run: Run, step: int, meter: Meter) -> None:
     return
   sums, seconds = meter.sums, meter.seconds()
   trained, tokens = int(sums.trained.sum()), int(sums.tokens.sum())
-  per_lang = {
-    lang: (float(sums.nll[i]) / int(sums.trained[i]), int(sums.trained[i]) / trained)
-    for i, lang in enumerate(run.languages)
-    if sums.trained[i]
-  }
+  per_lang = {}
+  for lang in dict.fromkeys(lang for lang, _ in run.strata):
+    here = [i for i, (of, _) in enumerate(run.strata) if of == lang]
+    if mine := int(sums.trained[here].sum()):
+      per_lang[lang] = (float(sums.nll[here].sum()) / mine, mine / trained)
   loss = float(sums.nll.sum()) / max(1, trained)
   rate = float(run.learning_rate(step - 1))
   event = {

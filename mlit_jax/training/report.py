@@ -195,14 +195,19 @@ def ledger_table(run: Run) -> str:
       "Planned, and beside it what the device counted in the batches: they agree in every language."
     )
   rows = "".join(
-    f"<tr>{_ledger_cells(lang, languages[lang])}</tr>" for lang in run.order(languages)
+    f"<tr>{_ledger_cells(lang, languages[lang])}</tr>{_source_rows(languages[lang])}"
+    for lang in run.order(languages)
   )
   total = {
     k: sum(e[k] for e in languages.values())
-    for k in ("rows_read", "per_epoch", *counted, "repeats", "truncated")
+    for k in ("rows_read", *counted, "repeats", "truncated")
   }
   total |= {
-    "dropped": {"": sum(sum(e["dropped"].values()) for e in languages.values())},
+    name: {"": sum(sum(e[name].values()) for e in languages.values())}
+    for name in ("dropped", "flagged")
+  }
+  total |= {
+    "per_epoch": sum(e["per_epoch"] or 0 for e in languages.values()),
     "bytes_per_token": None,
   }
   total["share_of_trained_tokens"] = sum(e["share_of_trained_tokens"] for e in languages.values())
@@ -210,7 +215,8 @@ def ledger_table(run: Run) -> str:
     total["trained"] = {k: sum(e["trained"][k] for e in languages.values()) for k in counted}
   return (
     f'<h2>Ledger</h2>\n<p class="quiet">{text} Padding {run.ledger.get("padding", 0):.1%}.</p>\n<div class="wide"><table><thead>'
-    '<tr><th rowspan="2" class="lang">language</th><th rowspan="2">rows read</th><th rowspan="2">dropped</th><th rowspan="2">per epoch</th>'
+    '<tr><th rowspan="2" class="lang">language</th><th rowspan="2">rows read</th><th rowspan="2">dropped</th>'
+    '<th rowspan="2">kept, but</th><th rowspan="2">per epoch</th>'
     '<th colspan="2" class="group">examples</th><th colspan="2" class="group">tokens</th>'
     '<th colspan="2" class="group">trained tokens</th><th rowspan="2">share</th><th rowspan="2">repeats</th>'
     '<th rowspan="2">truncated</th><th rowspan="2">bytes/<br>token</th></tr>'
@@ -277,7 +283,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
     rows.append(
       charts.Row(
         name=lang if lang in SUMMARY_ROWS else f"{lang} {_display_name(lang)}".strip(),
-        note=f"{entry.get('per_epoch', 0):,}"
+        note=f"{entry.get('examples', 0):,}"
         if run.ledger and lang not in SUMMARY_ROWS
         else _worst_names(before, after),
         values=" → ".join(_value(metric, f) for f in (before, after) if f),
@@ -291,7 +297,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
   better = "lower" if metric in LOWER_IS_BETTER else "higher"
   return charts.dumbbells(
     f"{_name(metric)} ({better} is better)",
-    "per epoch" if run.ledger else "",
+    "examples" if run.ledger else "",
     rows,
     lambda v: f"{v:.0%}" if metric == "fidelity" else f"{v:g}",
     ends=(0, 1) if metric == "fidelity" else None,
@@ -322,18 +328,40 @@ def _series(run: Run, prefix: str, suffix: str) -> dict[str, list[tuple[int, flo
 
 
 def _ledger_cells(lang: str, e: dict) -> str:
-  dropped = ", ".join(f"{reason} {count:,}".strip() for reason, count in e["dropped"].items())
-  pairs = ""
-  for k in ("examples", "tokens", "trained_tokens"):
-    counted = e.get("trained", {}).get(k)
-    kind = ' class="wrong"' if counted not in (None, e[k]) else ""
-    pairs += f"<td>{e[k]:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
+  pairs = _pairs(e)
   density = f"{e['bytes_per_token']:.2f}" if e["bytes_per_token"] else ""
   return (
     f'<td class="lang">{_language(lang)}</td>'
-    f"<td>{e['rows_read']:,}</td><td>{escape(dropped)}</td><td>{e['per_epoch']:,}</td>{pairs}"
+    f"<td>{e['rows_read']:,}</td><td>{_reasons(e['dropped'])}</td><td>{_reasons(e['flagged'])}</td>"
+    f"<td>{e['per_epoch'] or 0:,}</td>{pairs}"
     f"<td>{e['share_of_trained_tokens']:.2%}</td><td>{e['repeats']:,}</td><td>{e['truncated']:,}</td><td>{density}</td>"
   )
+
+
+def _source_rows(e: dict) -> str:
+  """A row for each source of a language that has several."""
+  used = {name: of for name, of in e["sources"].items() if of["rows_read"] or of["examples"]}
+  if len(used) < 2:
+    return ""
+  return "".join(
+    f'<tr class="quiet"><td class="lang">{escape(name)}</td><td>{of["rows_read"]:,}</td><td></td><td></td><td></td>'
+    f"{_pairs(of)}<td></td><td></td><td></td><td></td></tr>"
+    for name, of in used.items()
+  )
+
+
+def _pairs(e: dict) -> str:
+  """Planned and trained, of each thing that is counted."""
+  cells = ""
+  for k in ("examples", "tokens", "trained_tokens"):
+    counted = e.get("trained", {}).get(k)
+    kind = ' class="wrong"' if counted not in (None, e[k]) else ""
+    cells += f"<td>{e[k]:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
+  return cells
+
+
+def _reasons(counts: dict) -> str:
+  return escape(", ".join(f"{reason} {count:,}".strip() for reason, count in counts.items()))
 
 
 def _figure_cell(metric: str, figure: dict | None) -> str:

@@ -36,11 +36,10 @@ class Run:
     return self.ledger.get("languages", {}).get(lang, {}).get("examples", 0)
 
   def order(self, languages) -> list[str]:
-    """Languages with most examples per epoch first, so that those not trained on come last."""
-    planned = self.ledger.get("languages", {})
+    """Languages with most examples first, so that those not trained on come last."""
     return sorted(
       (lang for lang in languages if lang not in SUMMARY_ROWS),
-      key=lambda lang: (-planned.get(lang, {}).get("per_epoch", 0), lang),
+      key=lambda lang: (-self.examples(lang), lang),
     )
 
 

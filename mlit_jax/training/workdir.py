@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -68,20 +69,39 @@ def check_free(root: Path, config) -> None:
     )
 
 
-def check_plan(root: Path, plan: str) -> None:
+def check_plan(root: Path, ledger: dict) -> None:
   """Refuse to go on with a begun run on other data, before its data_plan.json is written over."""
   path = root / "data_plan.json"
   if not path.exists() or not _has_begun(root):
     return
-  check_same_plan(root, json.loads(path.read_text(encoding="utf-8"))["hash"], plan)
+  then = json.loads(path.read_text(encoding="utf-8"))
+  if then["hash"] == ledger["hash"]:
+    return
+  changed = differing(then.get("made_from", {}), ledger["made_from"])
+  what = "; ".join(changed[:5]) or "the code that plans has changed"
+  more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+  raise UserError(
+    f"workdir {root} belongs to a run on plan {then['hash']}, the data now give plan {ledger['hash']}: {what}{more}. "
+    "Restore it, or use another --workdir."
+  )
+
+
+def differing(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+  """What was made from something else, in words."""
+  out = []
+  for what in sorted(then.keys() | now.keys()):
+    if then.get(what) != now.get(what):
+      how = "is new" if what not in then else "is gone" if what not in now else "has changed"
+      out.append(f"{what} {how}")
+  return out
 
 
 def check_same_plan(root: Path, then: str, plan: str) -> None:
-  """Refuse data that give another plan than the one that the run was on."""
+  """Refuse a checkpoint of another plan than the one that data_plan.json states."""
   if then != plan:
     raise UserError(
-      f"workdir {root} belongs to a run on plan {then}, the data now give plan {plan}. Files, tokenizer or "
-      "template have changed since. Restore them, or use another --workdir."
+      f"the checkpoint in {root} is of plan {then}, its data_plan.json of plan {plan}. Restore the folder that "
+      "belongs together, or use another --workdir."
     )
 
 

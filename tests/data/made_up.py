@@ -1,33 +1,66 @@
 """Encoded examples by hand, with no tokenizer: every token is a number of its own, so a misplaced one shows."""
 
+import hashlib
+
 import numpy as np
 
-from mlit_jax.data.encode import Encoded
+from mlit_jax.data.encode import id_numbers
+from mlit_jax.data.encoded import Encoded
+from mlit_jax.data.hashing import stable_hash
+
+NAMES: dict[str, str] = {}  # example id of 128 bits -> the name that a test gave it
 
 
-def make_encoded(examples, *, fingerprint="made up") -> Encoded:
-  """Of (language, example id, group id or None, length), in this order."""
+def make_encoded(examples, *, fingerprint="made up", sources=("rows",), source_of=None) -> Encoded:
+  """Of (language, name, group id or None, length), in this order; source_of(name) -> number of its source."""
   languages = tuple(sorted({lang for lang, *_ in examples}))
-  lengths = [length for *_, length in examples]
-  offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-  total = int(offsets[-1])
+  lengths = np.array([length for *_, length in examples], np.int32)
+  ends = np.cumsum(lengths, dtype=np.int64)
+  starts = ends - lengths
+  total = int(lengths.sum())
   trained = (np.arange(total) * 7919 % 5 < 3).astype(np.uint8)  # in no step with the lengths
-  trained[offsets[1:] - 1] = 1
-  trained[offsets[:-1]] = 0
+  trained[ends - 1] = 1
+  trained[starts] = 0
+  sums = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
+  groups = [0 if group is None else stable_hash("group", group) for _, _, group, _ in examples]
+  source = [source_of(name) if source_of else 0 for _, name, *_ in examples]
   return Encoded(
     tokens=np.arange(1, total + 1, dtype=np.uint32),
     trained=trained,
-    offsets=offsets,
+    starts=starts,
+    lengths=lengths,
+    trained_counts=(sums[ends] - sums[starts]).astype(np.int32),
     language=np.array([languages.index(lang) for lang, *_ in examples], np.int32),
-    answer_bytes=np.array(lengths, np.int32),
-    text_bytes=3 * np.array(lengths, np.int32),
-    truncated=np.array([length % 7 == 0 for length in lengths], np.uint8),
+    source=np.array(source, np.int32),
+    file=np.array(source, np.int32),
+    row=np.arange(1, len(examples) + 1),
+    ids=id_numbers([id_of(name) for _, name, *_ in examples]),
+    groups=np.array(groups, np.uint64),
+    answer_bytes=lengths,
+    text_bytes=3 * lengths,
+    truncated=(lengths % 7 == 0).astype(np.uint8),
     languages=languages,
-    example_ids=[example_id for _, example_id, *_ in examples],
-    group_ids=[group for _, _, group, _ in examples],
+    sources=sources,
+    files=sources,
+    rows_read={},
     dropped={},
+    flagged={},
     fingerprint=fingerprint,
   )
+
+
+def id_of(name: str) -> str:
+  found = hashlib.md5(name.encode()).hexdigest()
+  NAMES[found] = name
+  return found
+
+
+def names_of(encoded: Encoded, examples) -> list[str]:
+  return [NAMES[encoded.example_id(i)] for i in examples]
+
+
+def language_of(encoded: Encoded, i) -> str:
+  return encoded.languages[encoded.language[i]]
 
 
 def examples_of(rows: dict[str, int], *, parallel=False) -> list[tuple]:

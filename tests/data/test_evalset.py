@@ -51,8 +51,7 @@ def test_every_row_that_fits_is_scored_once(tokenizer, conversations, packing):
           assert len(ids) == 0
           continue
         seen.append(int(i))
-        a, b = made.encoded.offsets[i : i + 2]
-        np.testing.assert_array_equal(ids, made.encoded.tokens[a:b])
+        np.testing.assert_array_equal(ids, made.encoded.tokens_of(i))
         assert set(batch.language[r][batch.segments[r] == s]) == {made.encoded.language[i]}
     tokens += (batch.segments > 0).sum()
     weights += batch.weights.sum()
@@ -73,7 +72,9 @@ def test_all_languages_answer_the_same_questions(held_out, conversations):
 def test_only_rows_that_fit_are_asked(tokenizer, conversations):
   made = make_eval_set("s", conversations, tokenizer, max_length=60, generate_rows=8)
   assert made.encoded.dropped.keys() == set(made.encoded.languages)
-  assert {q.example_id for q in made.questions} <= set(made.encoded.example_ids)
+  assert {q.example_id for q in made.questions} <= {
+    made.encoded.example_id(i) for i in range(len(made.encoded))
+  }
   assert all(len(q.tokens) < 60 for q in made.questions)
 
 

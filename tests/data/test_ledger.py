@@ -7,44 +7,57 @@ from made_up import make_encoded
 from mlit_jax.data.ledger import TRAINED, differences, make_ledger, planned_sums, with_trained
 from mlit_jax.data.loader import load_batches
 from mlit_jax.data.plan import make_plan
-from mlit_jax.data.rows import Conversation, Message, RowSet
 
 MIXTURE = {"counts": {"en": 6, "fi": 3}}
 
 
 @pytest.fixture(scope="module")
 def run():
-  """9 examples of each of two epochs; Finnish has 2 rows, of which one stands twice; Swahili is read only."""
+  """9 examples of each of two epochs; Finnish has 2 rows, of which one stands twice; Swahili is read only.
+
+  English comes from two sources.
+  """
   examples = [("en", f"en-{i}", None, 3 + i) for i in range(8)]
   examples += [("fi", "fi-0", None, 7), ("fi", "fi-1", None, 4), ("sw", "sw-0", None, 5)]
-  encoded = make_encoded(examples)
-  encoded = dataclasses.replace(encoded, dropped={"fi": {"over_long": 2}, "zh": {"over_long": 1}})
-  read = [lang for lang, *_ in examples] + ["fi", "fi", "zh"]
-  rows = RowSet(
-    [
-      Conversation((Message("user", "?"),), lang, f"{i}", None, "f", f"f:{i}")
-      for i, lang in enumerate(read)
-    ],
-    {("fi", "duplicate"): 3, ("?", "broken JSON"): 4, ("fi", "over_long"): 1},
+  encoded = make_encoded(
+    examples, sources=("rows", "more"), source_of=lambda name: int(name in ("en-1", "en-6"))
   )
+  encoded = dataclasses.replace(
+    encoded,
+    rows_read={
+      "en": {"rows": 6, "more": 2}, "fi": {"rows": 8}, "sw": {"rows": 1}, "zh": {"rows": 1},
+      "?": {"rows": 4},
+    },
+    dropped={
+      "fi": {"over_long": 3, "duplicate": 3}, "zh": {"over_long": 1}, "?": {"broken JSON": 4},
+    },
+    flagged={"fi": {"wrong script": 1}},
+  )  # fmt: skip
   plan = make_plan(
     encoded, MIXTURE, seed=5, rows_per_step=2, max_length=16, epochs=2, max_repeats=2
   )
-  return rows, encoded, plan, make_ledger(rows, encoded, plan, mixture=MIXTURE, seed=5)
+  ledger = make_ledger(encoded, plan, mixture=MIXTURE, seed=5, made_from={"a.jsonl": "12"})
+  return encoded, plan, ledger
 
 
 def test_the_head(run):
-  _, encoded, plan, ledger = run
-  assert {k: v for k, v in ledger.items() if k not in ("languages", "padding")} == {
-    "hash": plan.hash, "seed": 5, "mixture": MIXTURE, "steps": plan.steps, "epochs": 2, "rows_per_step": 2,
-    "max_length": 16,
+  encoded, plan, ledger = run
+  assert {k: v for k, v in ledger.items() if k not in ("languages", "padding", "stages")} == {
+    "hash": plan.hash, "made_from": {"a.jsonl": "12"}, "seed": 5, "mixture": MIXTURE, "steps": plan.steps,
+    "epochs": 2, "rows_per_step": 2, "max_length": 16,
   }  # fmt: skip
+  assert ledger["stages"] == [
+    {
+      "mixture": MIXTURE, "first_step": 0, "steps": plan.steps, "epochs": 2, "unit": "examples",
+      "asked": {"en": 6, "fi": 3}, "per_epoch": {"en": 6, "fi": 3},
+    }
+  ]  # fmt: skip
   tokens = encoded.lengths[plan.examples].sum()
   assert ledger["padding"] == pytest.approx(1 - tokens / (plan.steps * 2 * 16))
 
 
 def test_the_columns_of_every_language(run):
-  _, encoded, plan, ledger = run
+  encoded, plan, ledger = run
   languages = ledger["languages"]
   assert list(languages) == ["?", "en", "fi", "sw", "zh"]
   counted = {lang: (e["rows_read"], e["dropped"]) for lang, e in languages.items()}
@@ -71,10 +84,8 @@ def test_the_columns_of_every_language(run):
   wanted = {lang: dict(tokens=0, trained_tokens=0, truncated=0) for lang in languages}
   for i in plan.examples:
     mine = wanted[encoded.languages[encoded.language[i]]]
-    mine["tokens"] += int(encoded.offsets[i + 1] - encoded.offsets[i])
-    mine["trained_tokens"] += int(
-      encoded.trained[encoded.offsets[i] : encoded.offsets[i + 1]].sum()
-    )
+    mine["tokens"] += len(encoded.tokens_of(i))
+    mine["trained_tokens"] += int(encoded.trained_of(i).sum())
     mine["truncated"] += int(encoded.truncated[i])
   assert {lang: {k: e[k] for k in wanted[lang]} for lang, e in languages.items()} == wanted
   assert languages["fi"]["truncated"] > 0 < languages["en"]["truncated"]
@@ -86,10 +97,10 @@ def test_the_columns_of_every_language(run):
 
 def test_sums_of_the_first_steps_are_those_of_the_batches(run):
   """What the device counts: `trained` after each step."""
-  _, encoded, plan, _ = run
+  encoded, plan, _ = run
   counted = {name: {} for name in TRAINED}
   for step, batch in enumerate(load_batches(encoded, plan, 0), start=1):
-    for number, lang in enumerate(encoded.languages):
+    for number, (lang, source) in enumerate(encoded.strata):
       here = (batch.language == number) & (batch.segments > 0)
       for name, value in (
         ("examples", (here & (batch.positions == 0)).sum()),
@@ -97,30 +108,46 @@ def test_sums_of_the_first_steps_are_those_of_the_batches(run):
         ("trained_tokens", batch.weights[here].sum()),
       ):
         if value:
-          counted[name][lang] = counted[name].get(lang, 0) + int(value)
+          key = f"{lang}/{source}"
+          counted[name][key] = counted[name].get(key, 0) + int(value)
     assert planned_sums(encoded, plan, step) == counted
   assert planned_sums(encoded, plan) == counted
   assert planned_sums(encoded, plan, 0) == {name: {} for name in TRAINED}
 
 
 def test_differences_name_language_column_and_both_numbers(run):
-  _, encoded, plan, ledger = run
+  encoded, plan, ledger = run
   sums = planned_sums(encoded, plan)
   done = with_trained(ledger, sums)
   assert differences(done) == []
-  assert done["languages"]["fi"]["trained"] == {name: sums[name]["fi"] for name in TRAINED}
+  english = done["languages"]["en"]
+  for name in TRAINED:
+    parts = {source: of["trained"][name] for source, of in english["sources"].items()}
+    assert parts == {"rows": sums[name]["en/rows"], "more": sums[name]["en/more"]}
+    assert sum(parts.values()) == english["trained"][name] == english[name]
   assert done["languages"]["sw"]["trained"] == dict.fromkeys(TRAINED, 0)
   assert "trained" not in ledger["languages"]["fi"]  # the planned one is left as it was
 
-  short = {name: dict(by_lang) for name, by_lang in sums.items()}
-  short["examples"]["fi"] -= 1
-  short["tokens"].pop("en")
-  short["trained_tokens"]["sw"] = 2
+  short = {name: dict(by_stratum) for name, by_stratum in sums.items()}
+  short["examples"]["fi/rows"] -= 1
+  short["tokens"].pop("en/more")
+  short["trained_tokens"]["sw/rows"] = 2
+  short["examples"]["zh/more"] = 1  # which the ledger does not have at all
   assert differences(with_trained(ledger, short)) == [
-    f"en: tokens planned {sums['tokens']['en']}, trained 0",
-    "fi: examples planned 6, trained 5",
-    "sw: trained_tokens planned 0, trained 2",
+    f"en from more: tokens planned {sums['tokens']['en/more']}, trained 0",
+    "fi from rows: examples planned 6, trained 5",
+    "sw from rows: trained_tokens planned 0, trained 2",
+    "zh from more: examples planned 0, trained 1",
   ]
+
+
+def test_sources_that_share_a_language_stand_beside_one_another(run):
+  *_, ledger = run
+  sources = ledger["languages"]["en"]["sources"]
+  assert {name: of["rows_read"] for name, of in sources.items()} == {"rows": 6, "more": 2}
+  assert sum(of["examples"] for of in sources.values()) == 12 and sources["more"]["examples"] > 0
+  assert ledger["languages"]["fi"]["sources"].keys() == {"rows"}
+  assert ledger["languages"]["fi"]["flagged"] == {"wrong script": 1}
 
 
 def test_the_ledger_is_plain_json(run):

@@ -48,7 +48,8 @@ def naive_gather(encoded, rows, max_length):
   for r, row in enumerate(rows):
     at = 0
     for segment, i in enumerate(row, start=1):
-      first, end = encoded.offsets[i], encoded.offsets[i + 1]
+      first = int(encoded.starts[i])
+      end = first + int(encoded.lengths[i])
       for position, source in enumerate(range(first, end)):
         out["tokens"][r, at] = encoded.tokens[source]
         out["positions"][r, at] = position
@@ -109,7 +110,7 @@ def test_the_loader_brings_every_step_of_the_plan_and_no_more(run):
     check_batch(batch, 8, 32)
     assert_equal(batch, naive_gather(encoded, plan.rows(step), 32))
   tokens = np.concatenate([b.tokens[b.segments > 0] for b in batches])
-  wanted = [encoded.tokens[encoded.offsets[i] : encoded.offsets[i + 1]] for i in plan.examples]
+  wanted = [encoded.tokens_of(i) for i in plan.examples]
   assert sorted(tokens) == sorted(np.concatenate(wanted))
   assert sum(b.weights.sum() for b in batches) == encoded.trained_counts[plan.examples].sum()
 

@@ -2,12 +2,20 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 
-from mlit_jax.data.packing import pack
-from mlit_jax.data.plan import interleave
+from mlit_jax.data import packing
+from mlit_jax.data.order import interleave
+
+
+def pack(*args, **kwargs):
+  items, starts = packing.pack(*args, **kwargs)
+  return [items[a:b].tolist() for a, b in zip(starts[:-1], starts[1:], strict=True)]
 
 
 def test_the_worked_example():
-  assert pack([3, 4, 2, 1], capacity=5) == [[0, 2], [1, 3]]
+  items, starts = packing.pack([3, 4, 2, 1], capacity=5)
+  assert items.tolist() == [0, 2, 1, 3] and starts.tolist() == [0, 2, 4]
+  items, starts = packing.pack([], capacity=5)
+  assert items.tolist() == [] and starts.tolist() == [0]
 
 
 def test_an_item_goes_into_the_fullest_row_with_room():
@@ -54,8 +62,9 @@ def test_every_item_once_no_row_too_long_as_written_out_plainly(lengths, capacit
 
 def test_rows_are_full_and_keep_the_balance_of_languages():
   """Natural lengths: log-normal, and Hindi takes three times the tokens of English for the same text."""
-  order = interleave({"en": 14_000, "fi": 4_000, "hi": 1_500, "sw": 500})
   scale = {"en": 150, "fi": 220, "hi": 450, "sw": 250}
+  ones = [np.ones(n, int) for n in (14_000, 4_000, 1_500, 500)]
+  order = [list(scale)[number] for number in interleave(ones)]
   noise = np.random.default_rng(0).lognormal(0, 0.8, len(order))
   lengths = np.clip(noise * [scale[lang] for lang in order], 8, 2048).astype(int).tolist()
   rows = pack(lengths, 2048)

@@ -10,9 +10,12 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from made_up import examples_of, make_encoded
+from made_up import examples_of, language_of, make_encoded, names_of
 
-from mlit_jax.data.plan import interleave, make_plan
+from mlit_jax.data.hashing import stable_hash
+from mlit_jax.data.loader import load_batches
+from mlit_jax.data.order import interleave as interleave_sizes
+from mlit_jax.data.plan import make_plan
 from mlit_jax.errors import UserError
 
 LENGTH = 32
@@ -27,7 +30,14 @@ def plan_of(encoded=None, spec=MIXTURE, **kwargs):
 
 
 def ids(encoded, plan):
-  return [encoded.example_ids[i] for i in plan.examples]
+  return names_of(encoded, plan.examples)
+
+
+def interleave(counts):
+  """Languages of items of size 1, by name."""
+  languages = sorted(counts)
+  order = interleave_sizes([np.ones(counts[lang], int) for lang in languages])
+  return [languages[number] for number in order]
 
 
 # --- the order of languages
@@ -71,15 +81,16 @@ def test_the_order_does_not_depend_on_the_order_of_the_mapping():
 def test_each_chosen_example_stands_once_in_every_epoch_and_rows_never_span_epochs():
   encoded = make_encoded(examples_of(ROWS))
   plan = plan_of(encoded, epochs=3)
-  assert plan.counts == {"ar": 8, "en": 60, "fi": 8, "hi": 7, "zh": 7}
+  (stage,) = plan.stages
+  assert stage.counts == {"ar": 8, "en": 60, "fi": 8, "hi": 7, "zh": 7}
   assert plan.epochs == 3 and len(plan.examples) == 3 * 90
   epochs = plan.examples.reshape(3, 90)
   chosen = set(epochs[0].tolist())
   assert len(chosen) == 90
   for epoch in epochs:
     assert set(epoch.tolist()) == chosen
-    languages = collections.Counter(encoded.languages[encoded.language[i]] for i in epoch)
-    assert languages == plan.counts
+    languages = collections.Counter(language_of(encoded, i) for i in epoch)
+    assert languages == stage.counts
   assert {0, 90, 180, 270} <= set(plan.row_starts.tolist())
   assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
 
@@ -101,7 +112,7 @@ def test_without_packing_each_row_holds_one_example():
   assert [len(row) for step in range(plan.steps) for row in plan.rows(step)] == [1] * 90 + [0, 0]
   # Then the run is the interleaved order itself, in every prefix.
   encoded = make_encoded(examples_of(ROWS))
-  assert [encoded.languages[encoded.language[i]] for i in plan.examples] == interleave(plan.counts)
+  assert [language_of(encoded, i) for i in plan.examples] == interleave(plan.stages[0].counts)
 
 
 def test_steps_and_epochs_give_the_same_order():
@@ -139,13 +150,14 @@ def test_parallel_groups_are_chosen_together_or_independently():
   def groups(**kwargs):
     chosen = collections.defaultdict(set)
     for i in plan_of(encoded, {"uniform": {"total": 50}}, **kwargs).examples:
-      chosen[encoded.languages[encoded.language[i]]].add(encoded.group_ids[i])
+      chosen[language_of(encoded, i)].add(int(encoded.groups[i]))
     return chosen
 
   together = groups()
   assert together["ar"] == together["hi"] == together["zh"] and len(together["ar"]) == 10
   # English has more groups, which win some of the places; of the common ones it has the same first.
-  assert {g for g in together["en"] if int(g[1:]) < 30} <= together["ar"]
+  common = {stable_hash("group", f"g{i}") for i in range(30)}
+  assert together["en"] & common <= together["ar"]
   independent = groups(groups="independent")
   assert len({frozenset(chosen) for chosen in independent.values()}) == 5
 
@@ -201,23 +213,133 @@ def test_the_hash_tells_every_change_apart():
   assert plan_of().hash == plan_of(make_encoded(examples_of(ROWS))).hash
 
 
+# --- units, sources, stages
+
+
+def test_shares_of_trained_tokens_are_met_over_any_200_steps():
+  """0.5 % of all trained tokens; Hindi's rows are three times as long as English ones."""
+  rng = np.random.default_rng(0)
+  scale = {"en": 30, "fi": 45, "hi": 90, "sw": 50}
+  number = {"en": 40_000, "fi": 6_000, "hi": 3_000, "sw": 800}
+  examples = [
+    (lang, f"{lang}-{i}", None, int(n))
+    for lang in scale
+    for i, n in enumerate(np.clip(rng.lognormal(0, 0.8, number[lang]) * scale[lang], 4, 256))
+  ]
+  encoded = make_encoded(examples)
+  shares = {"en": 0.9, "fi": 0.06, "hi": 0.03, "sw": 0.01}
+  spec = {"shares": shares, "unit": "trained_tokens", "total": 650_000, "max_repeats": 2}
+  plan = make_plan(encoded, spec, seed=0, rows_per_step=16, max_length=256, epochs=1)
+  assert plan.steps > 250
+  of_step = np.zeros((plan.steps, len(encoded.languages)))
+  for step in range(plan.steps):
+    here = np.concatenate(plan.rows(step))
+    of_step[step] = np.bincount(encoded.language[here], encoded.trained_counts[here], 4)
+  sums = np.concatenate([np.zeros((1, 4)), np.cumsum(of_step, axis=0)])
+  windows = sums[200:] - sums[:-200]
+  found = windows / windows.sum(axis=1, keepdims=True)
+  wanted = np.array([shares[lang] for lang in encoded.languages])
+  assert np.abs(found - wanted).max() < 0.005, np.abs(found - wanted).max(axis=0)
+  whole = sums[-1] / sums[-1].sum()
+  assert np.abs(whole - wanted).max() < 0.0005
+
+
+def test_sources_of_a_language_are_spread_over_the_epoch():
+  encoded = make_encoded(
+    examples_of({"en": 90, "fi": 40}),
+    sources=("lima", "dolly"),
+    source_of=lambda name: int(name.startswith("en") and int(name[3:]) % 2),
+  )
+  plan = plan_of(encoded, {"counts": {"en": {"lima": 10, "dolly": 40}, "fi": 20}}, packing=False)
+  (stage,) = plan.stages
+  assert stage.counts == {"en": 50, "fi": 20}
+  assert stage.source_counts == {("en", "lima"): 10, ("en", "dolly"): 40, ("fi", "lima"): 20}
+  english = [i for i in plan.examples if language_of(encoded, i) == "en"]
+  seen = np.cumsum([encoded.source[i] == 0 for i in english])
+  assert np.abs(seen - np.arange(1, 51) * 10 / 50).max() < 1
+
+
+def test_stages_follow_one_another_each_from_a_step_of_its_own():
+  encoded = make_encoded(examples_of(ROWS))
+  mixture = [
+    {"counts": {"en": 61}, "epochs": 1},
+    {"counts": {"en": 20, "*": 31}, "steps": 9},
+    {"uniform": {"languages": ["fi", "zh"], "total": 21}, "epochs": 2},
+  ]
+  plan = make_plan(encoded, mixture, seed=0, rows_per_step=4, max_length=LENGTH)
+  one, two, three = plan.stages
+  assert (one.first_step, two.first_step, three.first_step) == (
+    0, one.steps, one.steps + 9,
+  )  # fmt: skip
+  assert two.steps == 9 and plan.steps == one.steps + 9 + three.steps
+  assert one.epochs == 1 and three.epochs == 2 and two.epochs > 1
+  assert plan.languages == sorted(ROWS)
+
+  def languages(stage):
+    rows = [plan.rows(s) for s in range(stage.first_step, stage.first_step + stage.steps)]
+    return collections.Counter(
+      language_of(encoded, i) for step in rows for row in step for i in row
+    )
+
+  assert languages(one) == {"en": 61} and languages(three) == {"fi": 22, "zh": 20}
+  assert languages(two).keys() == set(ROWS)
+  # Rows chosen in one stage are those of another, as far as both go; each epoch has its own order.
+  first = set(ids(encoded, plan)[:61])
+  english = {x for x in ids(encoded, plan)[61:] if x.startswith("en")}
+  assert english < first
+  alone = plan_of(encoded, {"counts": {"en": 61}})
+  np.testing.assert_array_equal(plan.examples[:61], alone.examples)
+
+
+hosts = st.sampled_from([1, 2, 4])
+
+
+@hypothesis.given(
+  st.dictionaries(st.sampled_from(sorted(ROWS)), st.integers(1, 30), min_size=1),
+  st.integers(0, 2**31), st.integers(1, 3), hosts, st.integers(0, 40), st.booleans(),
+)  # fmt: skip
+@hypothesis.settings(deadline=None, max_examples=60, database=None)
+def test_exact_once_an_epoch_the_same_on_any_hosts_from_any_step(
+  counts, seed, epochs, num_hosts, killed_at, packing
+):
+  """Union over hosts equals the plan, and a run that goes on from a step sees what the whole run saw."""
+  encoded = make_encoded(examples_of(ROWS))
+  plan = plan_of(
+    encoded, {"counts": counts}, seed=seed, epochs=epochs, rows_per_step=4, packing=packing
+  )
+  for epoch in plan.examples.reshape(epochs, -1):
+    assert len(set(epoch.tolist())) == len(epoch)
+    assert collections.Counter(language_of(encoded, i) for i in epoch) == counts
+  per_host = 4 // num_hosts
+  parts = [
+    list(load_batches(encoded, plan, 0, slice(h * per_host, (h + 1) * per_host)))
+    for h in range(num_hosts)
+  ]
+  first = min(killed_at, plan.steps)
+  again = list(load_batches(encoded, plan, first))
+  assert len(again) == plan.steps - first
+  for step in range(first, plan.steps):
+    together = np.concatenate([parts[h][step].tokens for h in range(num_hosts)])
+    np.testing.assert_array_equal(together, again[step - first].tokens)
+
+
 # --- the order is for ever
 
 # A change here changes the order of every run that is under way. Make it only on purpose, and say so in
 # the changelog.
 GOLDEN = {
-  "packed": "e29bdb01e45b766be7312156381aec2c",
-  "unpacked": "b3862c5ee7b160dd0209dd049fdc2651",
-  "steps": "11b7d543dfc3068ef7d41f137a2f10e5",
-  "groups": "2779d82b33c5b65003ab7bfe24c58d1c",
-  "repeats": "45e0127bb64be381d787099d767ff819",
+  "packed": "2a0b2d84bccf844850141aa525ae1244",
+  "unpacked": "4882198b2d069bbf8fcb5784f1e408d2",
+  "steps": "6df1fb5e9e673c4fcee856207c842d57",
+  "groups": "3b53a7e4816620ab0d4afcd1d6502b19",
+  "repeats": "cb295189f66b2db947e9eabffbf96072",
 }
 GOLDEN_ORDER = "zh fi zh en zh ar fi zh en fi zh zh ar en fi zh"
 GOLDEN_ROWS = [
-  ["en-29", "hi-28"],
-  ["en-40", "fi-15", "en-83"],
-  ["en-9", "en-2"],
-  ["en-70", "ar-26", "fi-19"],
+  ["en-74", "en-75"],
+  ["en-15", "en-0", "ar-14", "en-14", "en-73"],
+  ["fi-32", "hi-25"],
+  ["en-79", "en-11", "ar-18", "en-19"],
 ]
 
 
@@ -239,7 +361,7 @@ def test_golden_plans():
   assert " ".join(interleave({"ar": 2, "en": 3, "fi": 4, "zh": 7})) == GOLDEN_ORDER
   encoded = make_encoded(examples_of(ROWS))
   rows = plans["packed"].rows(0)
-  assert [[encoded.example_ids[i] for i in row] for row in rows] == GOLDEN_ROWS
+  assert [names_of(encoded, row) for row in rows] == GOLDEN_ROWS
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "4242"])

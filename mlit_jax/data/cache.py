@@ -1,0 +1,283 @@
+"""The token cache: rows tokenised once, in parallel, into flat files that a run maps into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlit_jax.data.encode import (
+  CHUNK,
+  VERSION,
+  Counts,
+  add_counts,
+  check_over_long,
+)
+from mlit_jax.data.encoded import COLUMNS, Encoded
+from mlit_jax.data.hygiene import near_duplicates
+from mlit_jax.data.parts import Part, Recipe, encode_rows
+from mlit_jax.data.sources import Source
+from mlit_jax.data.worker import map_in_order
+from mlit_jax.errors import UserError
+
+ALONE = 16  # chunks that this process does by itself before it starts workers
+BUILDING = ".building-"
+FILES = {"tokens": "<u4", "trained": "u1", "ids": "<u8", **COLUMNS}
+TABLES = ("languages", "sources", "files", "rows_read", "dropped", "flagged", "fingerprint")
+
+
+def open_cache(
+  sources: Sequence[Source],
+  recipe: Recipe,
+  folder: Path,
+  *,
+  num_workers: int = 0,
+  progress: Callable[[Part], None] | None = None,
+  waiting: Callable[[], None] | None = None,
+) -> tuple[Encoded, dict[str, str]]:
+  """The rows of the sources, tokenised, and what they were made from ({what: digest}).
+
+  Read from `folder` if the same was done before, else built there: under another name and renamed
+  when whole, by one process while others wait. Exact duplicates within a language are dropped and counted, and
+  near ones as the recipe says. `num_workers` processes tokenise (0: as many as there are cores).
+  """
+  check_over_long(recipe.over_long)
+  made_from = what_it_is_made_from(sources, recipe)
+  fingerprint = _digest(list(made_from.values()))  # of contents: not of names and paths
+  place = folder / _digest([fingerprint, *([s.name, s.path] for s in sources)])
+  if (found := load(place)) is None:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      with _alone(folder / f".{place.name}.lock", waiting):
+        if (found := load(place)) is None:
+          _build(sources, recipe, place, fingerprint, num_workers or os.cpu_count() or 1, progress)
+          found = load(place)
+    except OSError as e:
+      raise UserError(f"cannot write the token cache {place}: {e}. Set data.cache_dir.") from e
+  assert found is not None, place
+  return found, made_from
+
+
+def what_it_is_made_from(sources: Sequence[Source], recipe: Recipe) -> dict[str, str]:
+  """{what: digest} of everything that shapes the tokens, so that a change can be named."""
+  out = {s.path: s.digest() for s in sources}
+  return (
+    out
+    | recipe.tokenizer.parts
+    | {
+      "the settings of data": _digest(recipe.settings()),
+      "the code that tokenises": str(VERSION),
+    }
+  )
+
+
+def _digest(value) -> str:
+  return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def load(folder: Path) -> Encoded | None:
+  """The cache in this folder, mapped into memory; None if there is none."""
+  try:
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return None
+  arrays = {name: _map(folder / f"{name}.bin", dtype) for name, dtype in FILES.items()}
+  if {name: len(array) for name, array in arrays.items()} != meta["sizes"]:
+    raise UserError(f"the token cache {folder} is damaged. Remove it, and it is built again.")
+  arrays["ids"] = arrays["ids"].reshape(-1, 2)
+  tables = {name: meta[name] for name in TABLES}
+  for name in ("languages", "sources", "files"):
+    tables[name] = tuple(tables[name])
+  return Encoded(**arrays, **tables)
+
+
+def _map(path: Path, dtype: str) -> np.ndarray:
+  if not path.exists() or not path.stat().st_size:
+    return np.zeros(0, dtype)
+  return np.memmap(path, dtype, mode="r")
+
+
+# --- building
+
+
+def _build(
+  sources, recipe: Recipe, place: Path, fingerprint: str, num_workers: int, progress
+) -> None:
+  for left in place.parent.glob(f"{BUILDING}{place.name}-*"):  # of a build that was killed
+    shutil.rmtree(left, ignore_errors=True)
+  folder = Path(tempfile.mkdtemp(prefix=f"{BUILDING}{place.name}-", dir=place.parent))
+  try:
+    tables = _write_parts(folder, sources, recipe, num_workers, progress)
+    _drop_duplicates(folder, tables, recipe)
+    (folder / "signatures.bin").unlink()
+    sizes = {
+      name: (folder / f"{name}.bin").stat().st_size // np.dtype(dtype).itemsize
+      for name, dtype in FILES.items()
+    }
+    meta = json.dumps(tables | {"fingerprint": fingerprint, "sizes": sizes}, ensure_ascii=False)
+    (folder / "meta.json").write_text(meta, encoding="utf-8")
+    try:
+      os.rename(folder, place)
+    except OSError:
+      if load(place) is None:  # else another machine was faster
+        raise
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_parts(folder: Path, sources, recipe, num_workers, progress) -> dict:
+  """Append every part to the files; return the tables of the meta file."""
+  names = tuple(dict.fromkeys(s.name for s in sources))
+  files = tuple(dict.fromkeys(s.path for s in sources))
+  languages: dict[str, int] = {}
+  counts: dict[str, Counts] = {"rows_read": {}, "dropped": {}, "flagged": {}}
+  total = 0
+  with contextlib.ExitStack() as stack:
+    out = {
+      name: stack.enter_context(open(folder / f"{name}.bin", "wb"))
+      for name in (*FILES, "signatures")
+    }
+    for source, part in _parts(sources, recipe, num_workers):
+      chunk = part.chunk
+      number = np.array([languages.setdefault(x, len(languages)) for x in chunk.languages])
+      columns = dict(chunk.columns)
+      lengths = columns["lengths"]
+      columns["starts"] = total + np.cumsum(lengths, dtype=np.int64) - lengths
+      columns["language"] = number[columns["language"]] if len(number) else columns["language"]
+      columns["source"] = np.full(len(lengths), names.index(source.name))
+      columns["file"] = np.full(len(lengths), files.index(source.path))
+      columns |= {"tokens": chunk.tokens, "trained": chunk.trained, "ids": chunk.ids}
+      for name, dtype in FILES.items():
+        out[name].write(np.ascontiguousarray(columns[name], dtype).tobytes())
+      if part.signatures is not None:
+        out["signatures"].write(part.signatures.astype("<u4").tobytes())
+      total += len(chunk.tokens)
+      for name, table in counts.items():
+        add_counts(table, getattr(part, name))
+      if progress:
+        progress(part)
+  ordered = sorted({*languages, *(lang for lang in counts["rows_read"] if lang != "?")})
+  _renumber(folder / "language.bin", [ordered.index(lang) for lang in languages])
+  return {"languages": ordered, "sources": names, "files": files, **counts}
+
+
+def _parts(sources, recipe: Recipe, num_workers: int) -> Iterator[tuple[Source, Part]]:
+  """Parts in the order of the sources and their rows; here for a start, then in workers."""
+  jobs = ((source, rows) for source in sources for rows in _chunks(source.rows()))
+  for source, rows in itertools.islice(jobs, ALONE if num_workers > 1 else None):
+    yield source, encode_rows(recipe, source, rows)
+  more = next(jobs, None)
+  if more is None:
+    return
+  given: list[Source] = []
+
+  def noted():
+    for job in itertools.chain([more], jobs):
+      given.append(job[0])
+      yield job
+
+  for part in map_in_order(encode_rows, recipe, noted(), num_workers):
+    yield given.pop(0), part
+
+
+def _chunks(rows) -> Iterator[list]:
+  rows = iter(rows)
+  while chunk := list(itertools.islice(rows, CHUNK)):
+    yield chunk
+
+
+def _renumber(path: Path, to: Sequence[int]) -> None:
+  column = _map(path, FILES["language"])
+  if len(column):
+    np.asarray(to, FILES["language"])[column].tofile(path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+# --- duplicates
+
+
+def _drop_duplicates(folder: Path, tables: dict, recipe: Recipe) -> None:
+  """Take rows that repeat an earlier one out of the columns; their tokens stay where they are."""
+  ids = _map(folder / "ids.bin", FILES["ids"]).reshape(-1, 2)
+  language = _map(folder / "language.bin", FILES["language"])
+  keep = _first_of_each(ids)
+  _count(tables["dropped"], "duplicate", language[~keep], tables["languages"])
+  signatures = _map(folder / "signatures.bin", "<u4")
+  if len(signatures):
+    again = np.zeros(len(ids), bool)
+    signatures = signatures.reshape(len(ids), -1)
+    for number in range(len(tables["languages"])):
+      rows = np.flatnonzero(keep & (language == number))
+      again[rows] = near_duplicates(signatures[rows], recipe.hygiene.similarity)
+    drop = recipe.hygiene.dropped("near duplicate")
+    table = tables["dropped" if drop else "flagged"]
+    _count(table, "near duplicate", language[again], tables["languages"])
+    if drop:
+      keep &= ~again
+  if keep.all():
+    return
+  for name, dtype in FILES.items():
+    if name in ("tokens", "trained"):
+      continue
+    path = folder / f"{name}.bin"
+    column = _map(path, dtype)
+    (column.reshape(-1, 2) if name == "ids" else column)[keep].tofile(path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def _first_of_each(ids: np.ndarray) -> np.ndarray:
+  """bool [n]: rows whose id did not come before; an id is a hash of language and messages."""
+  order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: of equal ids, the first row comes first
+  ranked = ids[order]
+  first = np.ones(len(ids), bool)
+  first[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
+  keep = np.empty(len(ids), bool)
+  keep[order] = first
+  return keep
+
+
+def _count(table: Counts, reason: str, language: np.ndarray, languages: Sequence[str]) -> None:
+  for number, count in zip(*np.unique(language, return_counts=True), strict=True):
+    add_counts(table, {languages[number]: {reason: int(count)}})
+
+
+# --- one builder at a time
+
+
+@contextlib.contextmanager
+def _alone(path: Path, waiting: Callable[[], None] | None):
+  """Hold a lock file; it goes with the process, however that dies, and is removed by the last holder."""
+  while True:
+    with open(path, "a+") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        if waiting:
+          waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
+      except OSError:
+        yield  # a file system without locks: the rename decides
+        return
+      if not _is_same(file, path):
+        continue  # the holder before us removed it
+      try:
+        yield
+      finally:
+        path.unlink(missing_ok=True)
+      return
+
+
+def _is_same(file, path: Path) -> bool:
+  try:
+    return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+  except FileNotFoundError:
+    return False
