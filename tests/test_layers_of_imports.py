@@ -21,11 +21,12 @@ MAY_IMPORT = {
   "mesh": {"errors"},
   "runtime": {"errors"},
   "config": {"errors"},
-  "data": {"batch", "errors"},
+  "detect": {"errors"},
+  "data": {"batch", "detect", "errors"},
   "model": {"batch", "routing", "mesh", "errors"},
   "weights": {"model", "mesh", "errors"},
   "training": {"batch", "routing", "mesh", "errors", "metrics", "runtime", "config"},
-  "evals": {"batch", "mesh", "errors", "metrics", "runtime", "data", "model"},
+  "evals": {"batch", "mesh", "errors", "metrics", "runtime", "detect", "data", "model"},
 }
 
 # Single arrows beyond the table, each with its reason.

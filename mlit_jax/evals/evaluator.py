@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
+from mlit_jax.detect import LanguageDetector
 from mlit_jax.evals import likelihood, summary
 from mlit_jax.evals.decoding import Generator
-from mlit_jax.evals.fidelity import LanguageDetector
 from mlit_jax.evals.summary import Record
 from mlit_jax.model.config import DecoderConfig
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from mlit_jax.evals.fidelity import LanguageDetector
+from mlit_jax.detect import LanguageDetector
 from mlit_jax.evals.overlap import chrf_scores, exact
 from mlit_jax.evals.statistics import (
   Figure,

@@ -124,7 +124,7 @@ def test_the_language_comes_from_the_config_or_the_row(tmp_path):
   )
   assert [c.lang for c in read_sources([path]).conversations] == ["ar", "de"]
   with pytest.raises(UserError, match="none of tongue is set"):
-    read_sources([path], field="tongue")
+    read_sources([path], language_field="tongue")
   assert [
     c.lang for c in read_sources({"zh-CN": [write(tmp_path / "c.jsonl", [row])]}).conversations
   ] == ["zh"]

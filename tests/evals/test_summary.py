@@ -7,7 +7,7 @@ import os
 import pytest
 from rich.console import Console
 
-from mlit_jax.evals.fidelity import LanguageDetector
+from mlit_jax.detect import LanguageDetector
 from mlit_jax.evals.summary import (
   Record,
   flatten,

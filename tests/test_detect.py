@@ -2,9 +2,9 @@ import pathlib
 
 import pytest
 
+from mlit_jax import detect
+from mlit_jax.detect import LanguageDetector
 from mlit_jax.errors import UserError
-from mlit_jax.evals import fidelity
-from mlit_jax.evals.fidelity import LanguageDetector
 
 TWELVE = {
   "ar": "يمكنك زيارة المتحف في الصباح لأن عدد الزوار يكون أقل في ذلك الوقت.",
@@ -137,11 +137,11 @@ def test_a_language_that_was_not_announced_is_named(detector):
 
 def test_models_are_shared_between_detectors(detector):
   again = LanguageDetector(reversed(TWELVE))
-  assert fidelity._lingua_detector(again._known) is fidelity._lingua_detector(detector._known)
+  assert detect._lingua_detector(again._known) is detect._lingua_detector(detector._known)
 
 
 def test_many_real_sentences(detector):
-  folder = pathlib.Path(__file__).parents[3] / "shared/data/ntrex128/NTREX-128"
+  folder = pathlib.Path(__file__).parents[2] / "shared/data/ntrex128/NTREX-128"
   if not folder.exists():
     pytest.skip("NTREX-128 is not here")
   files = dict(
@@ -166,3 +166,14 @@ def test_many_real_sentences(detector):
       lang,
       [t for t, ok in zip(lines, right, strict=True) if not ok],
     )
+
+
+def test_a_guess_comes_with_its_confidence():
+  lang, sure = detect.guess_language(TWELVE["fi"])
+  assert lang == "fi" and sure > 0.99
+  lang, unsure = detect.guess_language("hello")
+  assert 0 < unsure < 0.5
+  assert detect.guess_language("42 🙂") == (None, 0.0)
+  some = LanguageDetector(["fi", "en"])
+  assert some.guess(TWELVE["fi"])[0] == "fi" and some.guess("…") == (None, 0.0)
+  assert some.guess("Am besten besucht man das Museum am Morgen.")[0] == "de"  # a guard
