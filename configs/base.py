@@ -37,6 +37,9 @@ def get_config():
   c.data = d = ConfigDict(convert_dict=False, type_safe=False)  # train may be a list
   d.train = {}  # {language: [files]} or [files whose rows carry `lang`]; globs allowed
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
+  d.language_field = ""  # column that names a row's language; "": lang, language_code or language
+  # True, or a list to choose from: rows that name no language get the one that a detector finds
+  d.detect_language = False
   d.max_repeats = 1  # how often one row may stand in one epoch; a mixture may say so by language
   d.groups = "together"  # parallel rows (`group_id`): together | disjoint | independent
   d.over_long = (

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from mlit_jax.errors import UserError
 
-MAY_BE_LIST = ("data.train", "data.mixture")  # keys that hold a mapping, or a list instead
+# Keys that hold something else by default, or a list instead.
+MAY_BE_LIST = ("data.train", "data.mixture", "data.detect_language")
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -144,8 +145,10 @@ def _assign(config: ConfigDict, key: str, value) -> None:
 
 def _kind(like, key: str) -> str:
   names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-  mapping = "a mapping or a list" if key in MAY_BE_LIST else "a mapping"
-  return names.get(type(like), f"{mapping} (a Python or JSON literal)")
+  name = names.get(type(like), "a mapping")
+  if key in MAY_BE_LIST:
+    name += " or a list"
+  return name if name in names.values() else f"{name} (a Python or JSON literal)"
 
 
 def _unknown(key: str, known) -> str:

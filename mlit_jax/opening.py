@@ -22,8 +22,8 @@ from mlit_jax.data.hygiene import HYGIENE, make_hygiene
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.parts import Recipe
 from mlit_jax.data.plan import Plan, make_plan
-from mlit_jax.data.rows import Conversation
-from mlit_jax.data.sources import open_sources, read_sources
+from mlit_jax.data.rows import Conversation, read_sources
+from mlit_jax.data.sources import open_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder

@@ -53,7 +53,8 @@ def open_cache(
   check_over_long(recipe.over_long)
   made_from = what_it_is_made_from(sources, recipe)
   fingerprint = _digest(list(made_from.values()))  # of contents: not of names and paths
-  place = folder / _digest([fingerprint, *([s.name, s.path] for s in sources)])
+  told = [recipe.hygiene.fingerprint(), *([s.name, s.path] for s in sources)]
+  place = folder / _digest([fingerprint, told])
   if (found := load(place)) is None:
     try:
       folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+import regex
 
 from mlit_jax.data.encoded import COLUMNS, Encoded
 from mlit_jax.data.hashing import stable_hash
@@ -207,7 +208,7 @@ def _truncate_prompt(c, rendered, ids, mask, tokenizer, max_length):
     _, starts, _ = tokenizer.encode_with_offsets([turns[at].content])[0]
     if over >= len(starts):
       return None  # nothing would be left of the question
-    text = turns[at].content[int(starts[over]) :].lstrip()
+    text = _from_a_word(turns[at].content[int(starts[over]) :])
     if not text:
       return None
     turns[at] = Message("user", text)
@@ -219,6 +220,12 @@ def _truncate_prompt(c, rendered, ids, mask, tokenizer, max_length):
   return None
 
 
+def _from_a_word(text: str) -> str:
+  """Without the rest of a word that it begins in; where no space is near, without loose marks."""
+  return _WORD_REST.sub("", text, count=1)
+
+
+_WORD_REST = regex.compile(r"\A(?:\S{0,30}\s+|[\p{M}\u200c\u200d]+)")
 _SHORTEN = {
   "drop": _drop,
   "truncate_prompt": _truncate_prompt,

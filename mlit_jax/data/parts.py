@@ -27,8 +27,9 @@ class Recipe:
   hygiene: Hygiene
 
   def settings(self) -> list:
-    """What, besides sources and tokenizer, changes the tokens."""
-    return [self.max_length, self.over_long, self.drop_bad, self.hygiene.fingerprint()]
+    """What, besides sources and tokenizer, decides which tokens there are."""
+    drops = self.hygiene.only_dropping().fingerprint()
+    return [self.max_length, self.over_long, self.drop_bad, drops]
 
 
 @dataclasses.dataclass

@@ -1,14 +1,17 @@
 import dataclasses
-import shutil
+import hashlib
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-from twelve import ANSWERED, ASKED, LANGUAGES
+from twelve import ANSWERED, ASKED, LANGUAGES, write_folder
 
 import mlit_jax
 from mlit_jax.data import encode
-from mlit_jax.data.encode import ARRAYS, encode_conversations
+from mlit_jax.data.encode import encode_conversations
+from mlit_jax.data.encoded import COLUMNS
+from mlit_jax.data.engines import HuggingFace, overlapping
 from mlit_jax.data.rows import Conversation, Message
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
@@ -24,7 +27,7 @@ def tokenizer():
 def talk(lang, *contents, system=None, group=None, number=1):
   messages = [Message("system", system)] if system else []
   messages += [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)]
-  example_id = "|".join([lang, *(m.content for m in messages)])
+  example_id = hashlib.md5("|".join([lang, *(m.content for m in messages)]).encode()).hexdigest()
   return Conversation(tuple(messages), lang, example_id, group, "file", f"file:{number}")
 
 
@@ -37,10 +40,14 @@ LONGER = talk(
 )
 
 
+def ids_of(encoded):
+  return [encoded.example_id(i) for i in range(len(encoded))]
+
+
 def assert_same(one, two):
-  for name in ARRAYS:
+  for name in ("tokens", "trained", "ids", *COLUMNS):
     np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name, strict=True)
-  for name in ("languages", "example_ids", "group_ids", "dropped", "fingerprint"):
+  for name in ("languages", "sources", "files", "rows_read", "dropped", "fingerprint"):
     assert getattr(one, name) == getattr(two, name), name
 
 
@@ -52,11 +59,11 @@ def test_tokens_spell_the_render_and_the_trained_ones_spell_the_answers(tokenize
   encoded = encode_conversations(rows, tokenizer, max_length=512)
   assert len(encoded) == 13 and encoded.dropped == {} and not encoded.truncated.any()
   assert encoded.languages == LANGUAGES
-  assert encoded.example_ids == [c.example_id for c in rows]
-  assert encoded.group_ids == ["g"] * 12 + [None]
+  assert ids_of(encoded) == [c.example_id for c in rows]
+  assert len(set(encoded.groups[:12].tolist())) == 1 and encoded.groups[0] > 0 == encoded.groups[12]
+  assert [encoded.place(i) for i in range(13)] == [c.place for c in rows]
   for i, c in enumerate(rows):
-    here = slice(encoded.offsets[i], encoded.offsets[i + 1])
-    ids, trained = encoded.tokens[here], encoded.trained[here].astype(bool)
+    ids, trained = encoded.tokens_of(i), encoded.trained_of(i).astype(bool)
     render = tokenizer.template.render([dataclasses.asdict(m) for m in c.messages])
     assert ids.tolist() == tokenizer.encode_text(render.text)
     assert encoded.languages[encoded.language[i]] == c.lang
@@ -78,7 +85,7 @@ def test_the_first_token_is_never_trained(tokenizer):
   )
   encoded = encode_conversations(ROWS, bare, max_length=512)
   assert len(encoded) == 12
-  firsts = encoded.trained[encoded.offsets[:-1]]
+  firsts = encoded.trained[encoded.starts]
   assert not firsts.any()
   assert encoded.trained_counts.tolist() == (encoded.lengths - 1).tolist()
 
@@ -94,12 +101,10 @@ def test_languages_may_be_given_a_fixed_numbering(tokenizer):
   assert encoded.languages == ("zh", "cs", "ar") and encoded.language.tolist() == [2, 1]
 
 
-def test_progress_counts_every_row_and_chunks_join(tokenizer, monkeypatch):
+def test_chunks_join(tokenizer, monkeypatch):
   whole = encode_conversations(ROWS, tokenizer, max_length=512)
   monkeypatch.setattr(encode, "CHUNK", 5)
-  seen = []
-  assert_same(encode_conversations(ROWS, tokenizer, max_length=512, progress=seen.append), whole)
-  assert seen == [5, 5, 2]
+  assert_same(encode_conversations(ROWS, tokenizer, max_length=512), whole)
 
 
 # --- rows that are too long
@@ -115,7 +120,7 @@ def test_drop_counts_what_it_drops(tokenizer):
   encoded = encode_conversations(ROWS, tokenizer, max_length=limit)
   fits = lengths <= limit  # as long as max_length is not too long
   assert 0 < fits.sum() < 12
-  assert encoded.example_ids == [c.example_id for c, fit in zip(ROWS, fits, strict=True) if fit]
+  assert ids_of(encoded) == [c.example_id for c, fit in zip(ROWS, fits, strict=True) if fit]
   assert encoded.dropped == {
     c.lang: {"over_long": 1} for c, fit in zip(ROWS, fits, strict=True) if not fit
   }
@@ -136,7 +141,7 @@ def test_truncate_answer_cuts_the_end_and_drops_what_has_no_answer_left(tokenize
   assert encoded.dropped == {"sw": {"nothing_left_to_train": 1}, "zh": {"nothing_left_to_train": 2}}
   assert encoded.languages == ("en", "fi", "sw", "zh") and encoded.language.tolist() == [0, 1]
   assert encoded.truncated.tolist() == [0, 1] and encoded.lengths.tolist() == [limit - 9, limit]
-  first = int(whole.offsets[1])
+  first = int(whole.starts[1])
   np.testing.assert_array_equal(encoded.tokens[-limit:], whole.tokens[first : first + limit])
   np.testing.assert_array_equal(encoded.trained[-limit:], whole.trained[first : first + limit])
   # Bytes are those of the part that is left: the text exactly, the answer in proportion to its tokens.
@@ -162,7 +167,8 @@ def test_error_names_place_length_and_limit(tokenizer):
 
 def test_an_unknown_policy_is_refused(tokenizer):
   with pytest.raises(
-    UserError, match=r"data.over_long is 'cut'; it must be one of drop, truncate_answer, error"
+    UserError,
+    match=r"data.over_long is 'cut'; it must be one of drop, truncate_prompt, truncate_answer, error",
   ):
     encode_conversations(ROWS, tokenizer, max_length=9, over_long="cut")
 
@@ -177,109 +183,63 @@ def test_a_row_that_the_template_refuses_is_named(tokenizer):
     encode_conversations([*ROWS, LONGER], strict, max_length=512)
 
 
-# --- the cache
+# --- cutting the question
 
 
-def fingerprint(rows, tokenizer, **kwargs):
-  return encode_conversations(rows, tokenizer, **{"max_length": 512} | kwargs).fingerprint
-
-
-def test_the_fingerprint_tells_every_change_apart(tokenizer):
-  template = (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
-  other = Tokenizer.load(str(FOLDER), template=template.replace("<|end|>", "<|end|>\n"))
-  changed = talk("ar", ASKED["ar"], ANSWERED["ar"] + ".", group="g")
-  prints = [
-    fingerprint(ROWS, tokenizer),
-    fingerprint([changed, *ROWS[1:]], tokenizer),
-    fingerprint([dataclasses.replace(ROWS[0], group_id="h"), *ROWS[1:]], tokenizer),
-    fingerprint([dataclasses.replace(ROWS[0], group_id=None), *ROWS[1:]], tokenizer),
-    fingerprint([dataclasses.replace(ROWS[0], group_id="None"), *ROWS[1:]], tokenizer),
-    fingerprint(ROWS[::-1], tokenizer),
-    fingerprint(ROWS[1:], tokenizer, languages=LANGUAGES),
-    fingerprint(ROWS, other),
-    fingerprint(ROWS, tokenizer, max_length=513),
-    fingerprint(ROWS, tokenizer, over_long="truncate_answer"),
-    fingerprint(ROWS, tokenizer, languages=LANGUAGES[::-1]),
+def test_truncate_prompt_cuts_the_beginning_of_the_longest_question_and_nothing_else(tokenizer):
+  long = " ".join(f"kappale{i}" for i in range(60)) + " Mikä tämä on?"
+  rows = [
+    talk("fi", long, ANSWERED["fi"], group="g", system="Vastaa lyhyesti."),
+    talk("hi", ASKED["zh"], ANSWERED["hi"], ASKED["hi"] * 20, ANSWERED["ar"]),
+    talk("sw", "Ndiyo?", "x" * 900),
   ]
-  assert len(set(prints)) == len(prints)
-  elsewhere = [dataclasses.replace(c, source="moved", place="moved:1") for c in ROWS]
-  assert fingerprint(elsewhere, Tokenizer.load(str(FOLDER))) == prints[0]
+  whole = encode_conversations(rows, tokenizer, max_length=4096)
+  limit = 150
+  encoded = encode_conversations(rows, tokenizer, max_length=limit, over_long="truncate_prompt")
+  # An answer that is too long by itself is not cut: its row is dropped.
+  assert encoded.dropped == {"sw": {"over_long": 1}}
+  assert ids_of(encoded) == [c.example_id for c in rows[:2]]  # the row is still that row
+  assert encoded.truncated.tolist() == [1, 1]
+  for i, c in enumerate(rows[:2]):
+    assert (
+      limit - 12 < encoded.lengths[i] <= limit < whole.lengths[i]
+    )  # no more is cut than must be
+    assert encoded.trained_counts[i] == whole.trained_counts[i]
+    assert encoded.answer_bytes[i] == whole.answer_bytes[i]
+    text = tokenizer.decode(encoded.tokens_of(i), skip_special=False)
+    asked = max((m.content for m in c.messages if m.role == "user"), key=len)
+    kept = text[text.rindex("<|user|>") + len("<|user|>") : text.rindex("<|assistant|>")]
+    assert asked.endswith(kept) and asked[-len(kept) - 1] == " "  # from the beginning of a word
+    for m in c.messages:
+      if m.content != asked:
+        assert m.content in text
+    assert encoded.text_bytes[i] == len(text.encode())
 
 
-def test_a_raised_version_is_another_fingerprint(tokenizer, monkeypatch):
-  before = fingerprint(ROWS, tokenizer)
-  monkeypatch.setattr(encode, "VERSION", encode.VERSION + 1)
-  assert fingerprint(ROWS, tokenizer) != before
+# --- marks by the ends of spans
 
 
-@pytest.mark.parametrize("limit", [4096, 28, 2])  # all rows, some, none
-def test_what_the_cache_gives_back_equals_what_was_built(tokenizer, tmp_path, monkeypatch, limit):
-  built = encode_conversations(
-    ROWS, tokenizer, max_length=limit, cache_dir=tmp_path / "a" / "cache"
-  )
-  assert_same(built, encode_conversations(ROWS, tokenizer, max_length=limit))
-  assert [p.name for p in (tmp_path / "a" / "cache").iterdir()] == [built.fingerprint]
-
-  monkeypatch.setattr(encode, "_encode", None)  # whoever builds now fails
-  read = encode_conversations(ROWS, tokenizer, max_length=limit, cache_dir=tmp_path / "a" / "cache")
-  assert_same(read, built)
-  assert isinstance(read.tokens, np.memmap) and len(read) == 12 - len(read.dropped)
-  assert {4096: len(read) == 12, 28: 0 < len(read) < 12, 2: len(read) == 0}[limit]
-  with pytest.raises(TypeError):
-    encode_conversations(ROWS, tokenizer, max_length=limit + 1, cache_dir=tmp_path / "a" / "cache")
-
-
-def test_a_killed_build_is_not_loaded(tokenizer, tmp_path, monkeypatch):
-  class Killed(BaseException):
-    pass
-
-  # Killed after the arrays are written, before the renaming: all files but the last are there.
-  monkeypatch.setattr(encode.json, "dumps", die_when(encode.json.dumps, "example_ids", Killed))
-  with pytest.raises(Killed):
-    encode_conversations(ROWS, tokenizer, max_length=512, cache_dir=tmp_path)
-  monkeypatch.undo()
-  left = [p.name for p in tmp_path.iterdir()]
-  assert len(left) == 1 and left[0].startswith(".building-")
-  assert (tmp_path / left[0] / "tokens.npy").is_file()
-
-  built = encode_conversations(ROWS, tokenizer, max_length=512, cache_dir=tmp_path)
-  assert len(built) == 12
-  assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*left, built.fingerprint])
-  assert_same(built, encode_conversations(ROWS, tokenizer, max_length=512))
-
-
-def die_when(dumps, key, error):
-  def patched(value, **kwargs):
-    if isinstance(value, dict) and key in value:
-      raise error
-    return dumps(value, **kwargs)
-
-  return patched
-
-
-def test_another_process_may_be_faster(tokenizer, tmp_path, monkeypatch):
-  """Two build the same; the second finds the folder there, keeps its own arrays and leaves nothing behind."""
-  other = encode_conversations(ROWS, tokenizer, max_length=512, cache_dir=tmp_path / "other")
-  load = encode.load_cache
-
-  def load_then_lose(folder):
-    found = load(folder)
-    shutil.copytree(tmp_path / "other" / other.fingerprint, folder)
-    return found
-
-  monkeypatch.setattr(encode, "load_cache", load_then_lose)
-  mine = encode_conversations(ROWS, tokenizer, max_length=512, cache_dir=tmp_path / "mine")
-  assert_same(mine, other)
-  assert [p.name for p in (tmp_path / "mine").iterdir()] == [other.fingerprint]
-
-
-def test_a_cache_that_cannot_be_written_names_the_key(tokenizer, tmp_path, monkeypatch):
-  def full(*args, **kwargs):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(encode.np, "save", full)
-  with pytest.raises(
-    UserError, match=r"cannot write the token cache .*No space left.*data.cache_dir"
-  ):
-    encode_conversations(ROWS, tokenizer, max_length=512, cache_dir=tmp_path)
-  assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("kind", ["byte level", "pieces"])
+def test_marks_are_those_of_all_offsets(tokenizer, tmp_path, kind):
+  """The quick way asks for two tokens of a span; it must give what all offsets give, in every script."""
+  folder = tmp_path / "t"
+  if kind == "byte level":
+    write_folder(folder)
+  else:
+    folder.mkdir()
+    for name, data in tokenizer.files.items():
+      (folder / name).write_bytes(data)
+  engine = Tokenizer.load(folder).engine
+  assert isinstance(engine, HuggingFace)
+  rng = random.Random(0)
+  texts = [
+    ASKED[lang] + "<|end|>" + ANSWERED[lang] + "🙂🏽 e\u0301 \u200d\U0001d11e" for lang in LANGUAGES
+  ] * 8
+  cuts = [sorted(rng.sample(range(len(text)), 4)) for text in texts]
+  spans = [((a, b), (c, d)) for a, b, c, d in cuts]
+  marked = engine.encode_marked(texts, spans)
+  whole = engine.encode_with_offsets(texts)
+  for (ids, mask), of_text, (wanted, starts, ends) in zip(marked, spans, whole, strict=True):
+    assert ids.tolist() == wanted.tolist()
+    assert mask.tolist() == overlapping(of_text, starts, ends).tolist()
+    assert 0 < mask.sum() < len(mask)
