@@ -151,6 +151,13 @@ def test_a_json_array_is_read_row_by_row(tmp_path):
       path = tmp_path / f"a{indent}.json{ending}"
       path.write_bytes(pack(json.dumps(rows, indent=indent, ensure_ascii=False).encode()))
       assert list(read_rows(str(path))) == list(enumerate(rows, start=1))
+  numbers = list(
+    range(100_000, 400_000)
+  )  # each piece of the file ends within one of them, or after it
+  path = tmp_path / "n.json"
+  for cut in range(8):
+    path.write_text("[\n" + " " * cut + ",\n".join(map(str, numbers)) + "]")
+    assert [row for _, row in read_rows(str(path))] == numbers
   for text in ("[]", "[ \n ]\n\n"):
     (tmp_path / "b.json").write_text(text)
     assert list(read_rows(str(tmp_path / "b.json"))) == []

@@ -195,6 +195,8 @@ def test_a_folder_of_the_cache_of_datasets(tmp_path):
   assert [q for q, _ in questions(f"{tmp_path}/c:test")[0]] == ["3", "4", "5"]
   with pytest.raises(UserError, match="has several splits"):
     open_sources([f"{tmp_path}/c"])
+  (tmp_path / "c" / "dataset_info.json").write_text("{}")  # as `datasets` once wrote it
+  assert len(questions(f"{tmp_path}/c")[0]) == 6
 
 
 def test_a_saved_data_set_that_lacks_a_file_is_refused(tmp_path):

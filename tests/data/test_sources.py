@@ -210,5 +210,7 @@ def test_the_digest_is_of_contents_and_settings(tmp_path):
   ]
   digests = {first, *(sources[0].digest() for sources in other)}
   assert len(digests) == 10
+  placed = open_sources({"sw": path}, detect_language=["fi"])  # where nothing is detected
+  assert placed[0].digest() == open_sources({"sw": path})[0].digest()
   write(tmp_path / "b.jsonl", [ROW | {"prompt": "p"}])
   assert open_sources([same])[0].digest() not in digests

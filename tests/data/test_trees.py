@@ -57,6 +57,7 @@ def test_the_example(tmp_path):
   "change, expected",
   [
     ({"b": {"deleted": True}}, ["q", "a"]),
+    ({"a": {"rank": float("nan")}}, ["q", "b", "qr", "d"]),  # as a table of numbers has it
     ({"b": {"rank": None}}, ["q", "a"]),  # one without a rank comes after those with one
     ({"a": {"rank": None}, "b": {"rank": None}}, ["q", "a"]),  # without ranks the first
     ({"b": {"rank": 1}}, ["q", "a"]),
@@ -77,7 +78,7 @@ def test_each_row_that_gives_nothing_is_counted(tmp_path):
     message("q3", None),
     message("q4", None),
     message("a4", "q4", lang="fi"),
-    message("a5", "lost"),
+    message("a5", "lost", lang="swh"),
     message("q6", "a6"),
     message("a6", "q6"),  # in a circle
     message("q", None),
