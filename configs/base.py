@@ -36,6 +36,8 @@ def get_config():
 
   c.data = d = ConfigDict(convert_dict=False, type_safe=False)  # train may be a list
   d.train = {}  # {language: [files]} or [files whose rows carry `lang`]; globs allowed
+  d.language_field = ""  # the column that names a row's language; "": lang, language_code, language
+  d.detect_language = False  # of rows that state none: True, or the languages to choose among
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
   d.language_field = ""  # column that names a row's language; "": lang, language_code or language
   # True, or a list to choose from: rows that name no language get the one that a detector finds

@@ -17,7 +17,7 @@ from mlit_jax.errors import UserError
 
 MAX_LINE_BYTES = 64 << 20
 # A compressed file that gives more than so many bytes, and so many times its size, is no text.
-BOMB_BYTES, BOMB_RATIO = 1 << 30, 1000
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 500
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
 
 

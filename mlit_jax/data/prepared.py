@@ -195,29 +195,23 @@ def _plain(value, feature=None):
   """Text for bytes, lists for arrays, a list of rows for a dict of columns, names for labels."""
   inner = getattr(feature, "feature", None)  # of a Sequence
   if isinstance(value, Mapping):
-    if isinstance(inner, Mapping):
-      columns = {key: _plain(column) for key, column in value.items()}
-      columns = {k: _names(column, inner.get(k)) for k, column in columns.items()}
-      return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    of = feature if isinstance(feature, Mapping) else {}
-    return {key: _plain(item, of.get(key)) for key, item in value.items()}
+    columns = inner is not None
+    of = inner if columns else feature
+    of = dict(of.items()) if hasattr(of, "items") else {}
+    plain = {key: _plain(item, of.get(key)) for key, item in value.items()}
+    if not columns:
+      return plain
+    return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
   if isinstance(value, bytes):
     return value.decode("utf-8")
   if hasattr(value, "tolist"):  # arrays and scalars of numpy
     value = value.tolist()
-    return _names(_plain(value) if isinstance(value, bytes | list) else value, feature)
+    return _plain(value, feature)
   if isinstance(value, list | tuple):
-    return [_plain(item, inner) for item in value]
-  return _names(value, feature)
-
-
-def _names(value, feature):
-  """The name of a class label, or those of a list of them; anything else as it is."""
-  if not hasattr(feature, "int2str"):
-    return value
-  if isinstance(value, list):
-    return [_names(item, feature) for item in value]
-  return feature.int2str(value) if isinstance(value, int) and value >= 0 else None
+    return [_plain(item, feature if inner is None else inner) for item in value]
+  if isinstance(value, int) and hasattr(feature, "int2str"):
+    return feature.int2str(value) if value >= 0 else None
+  return value
 
 
 # --- the hub

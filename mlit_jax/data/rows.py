@@ -11,7 +11,7 @@ from mlit_jax import detect
 from mlit_jax.data import trees
 from mlit_jax.data.files import MAX_LINE_BYTES, BadRow, parse_json, shorten, too_long
 from mlit_jax.data.languages import normalise_tag
-from mlit_jax.data.sources import FORMATS, Source, open_sources
+from mlit_jax.data.sources import FORMATS, LANGUAGE_COLUMNS, Source, open_sources
 from mlit_jax.errors import UserError
 
 __all__ = ["BadRow", "Conversation", "Message", "RowSet", "parse_row", "read_sources"]
@@ -21,7 +21,6 @@ ROLES = {
   "user": "user", "human": "user", "prompter": "user",
   **dict.fromkeys(trees.ASSISTANT, "assistant"),
 }  # fmt: skip
-LANGUAGE_COLUMNS = ("lang", "language_code", "language")
 SHAPES = (
   "messages; conversations; prompt and completion; instruction, input and output; "
   "inputs and targets; trees of messages"
@@ -90,6 +89,7 @@ def read_sources(
 def parse_row(raw: bytes | dict | BadRow, source: Source, number: int) -> Conversation:
   """The conversation of one row as `source.rows()` gave it; BadRow where it cannot be used."""
   if isinstance(raw, BadRow):
+    raw.lang = _known(raw.lang)
     raise raw
   row = parse_json(raw) if isinstance(raw, bytes) else raw
   if not isinstance(row, dict):
@@ -136,8 +136,12 @@ def _untangle(row: dict, source: Source) -> dict:
   """The row, or the conversation picked from it where it is a tree."""
   named = source.format == "tree"
   if trees.is_tree(row) and (named or not _shape(row)):
-    picked = trees.pick_nested(row)
-    own = _language_column(row, source)
+    try:
+      picked = trees.pick_nested(row)
+    except BadRow as bad:
+      bad.lang = _known(bad.lang)
+      raise
+    own = source.language_column(row)
     return picked if own is None else trees.Picked(picked, lang=row[own])
   if named or (trees.is_message(row) and not _shape(row)):
     raise BadRow(
@@ -153,7 +157,8 @@ def _untangle(row: dict, source: Source) -> dict:
 
 def _language(row: dict, source: Source) -> str | None:
   """The language that the row or its place in the config states; None where it is to be detected."""
-  column = _language_column(row, source)
+  picked = isinstance(row, trees.Picked)
+  column = ("lang" if row.get("lang") else None) if picked else source.language_column(row)
   if column is None:
     if source.lang is None and not source.detect:
       names = (source.language_field,) if source.language_field else LANGUAGE_COLUMNS
@@ -178,13 +183,6 @@ def _language(row: dict, source: Source) -> str | None:
   return own
 
 
-def _language_column(row: dict, source: Source) -> str | None:
-  columns = LANGUAGE_COLUMNS
-  if source.language_field is not None and not isinstance(row, trees.Picked):
-    columns = (source.language_field,)
-  return next((name for name in columns if row.get(name) not in (None, "")), None)
-
-
 @functools.lru_cache(maxsize=4096)
 def _tag(text: str) -> tuple[str | None, str]:
   """(normal tag, "") or (None, what is wrong): errors are kept too, since finding a near name takes 50 ms."""
@@ -194,6 +192,10 @@ def _tag(text: str) -> tuple[str | None, str]:
     return normalise_tag(text), ""
   except UserError as error:
     return None, str(error)
+
+
+def _known(tag) -> str | None:
+  return _tag(tag)[0] if isinstance(tag, str) else None
 
 
 def _detected(messages: list[tuple[str, str]], source: Source) -> tuple[str, float]:

@@ -32,6 +32,7 @@ FORMATS = {
 }
 OPTIONAL = {"instruction": ("input",), "tree": ("parent_id", "rank", "deleted", "replies")}
 COMMON = ("lang", "group_id", "system")
+LANGUAGE_COLUMNS = ("lang", "language_code", "language")
 TURN = ("role", "content")  # of each turn, not of the row
 TURN_FORMATS = ("messages", "sharegpt")
 MIN_CONFIDENCE = 0.5
@@ -69,8 +70,13 @@ class Source:
       rows = itertools.chain([first], rows)
       row = _parsed(first[1])
       if isinstance(row, dict) and trees.is_message(self.rename(row)):
-        rows = trees.pick_trees(rows, self.rename)
+        rows = trees.pick_trees(rows, self._rename_message)
     yield from rows
+
+  def language_column(self, row: dict) -> str | None:
+    """The column that says the language of a row (already renamed), None where none does."""
+    columns = (self.language_field,) if self.language_field else LANGUAGE_COLUMNS
+    return next((name for name in columns if row.get(name) not in (None, "")), None)
 
   def raw_rows(self) -> Iterator[tuple[int, bytes | dict | BadRow]]:
     """Rows as they stand in the file."""
@@ -87,6 +93,11 @@ class Source:
       return row
     mapped = {ours: row[theirs] for ours, theirs in columns if theirs in row}
     return {k: v for k, v in row.items() if k not in dict(columns)} | mapped
+
+  def _rename_message(self, row: dict) -> dict:
+    row = self.rename(row)
+    column = self.language_column(row)
+    return row | {"lang": None if column is None else row[column]}
 
   def _columns(self) -> list[tuple[str, str]]:
     in_turns = TURN if self.format != "tree" else ()
@@ -187,10 +198,10 @@ def _settings(entry, place: str) -> dict:
   for key in entry:
     if key not in KEYS:
       raise UserError(f"{place}: {key!r} in {dict(entry)!r} is unknown. {_nearest(key, KEYS)}")
-  if "path" not in entry:
-    raise UserError(f'{place}: {dict(entry)!r} has no "path". Name its file or data set.')
   settings = {key: value for key, value in entry.items() if value not in (None, "", {})}
-  if isinstance(settings.get("path"), os.PathLike):
+  if "path" not in settings:
+    raise UserError(f'{place}: {dict(entry)!r} has no "path". Name its file or data set.')
+  if isinstance(settings["path"], os.PathLike):
     settings["path"] = os.fspath(settings["path"])
   for key in KEYS:
     if key != "fields" and not isinstance(settings.get(key, ""), str):
@@ -286,9 +297,10 @@ def _folder_and_split(path: str) -> tuple[str | None, str | None]:
   """("folder", "split") of "folder:split"; (None, None) where there is no such folder."""
   if os.path.isdir(path):
     return path, None
-  folder, _, split = path.rpartition(":")
-  if folder and not os.path.exists(path) and os.path.isdir(folder) and prepared.is_saved(folder):
-    return folder, split
+  if not os.path.exists(path):
+    for at in (i for i, letter in enumerate(path) if letter == ":"):  # a slice has one too
+      if os.path.isdir(path[:at]) and prepared.is_saved(path[:at]):
+        return path[:at], path[at + 1 :]
   return None, None
 
 

@@ -88,7 +88,7 @@ def pick_trees(
         "no parent",
         f"the message {shorten(name)} belongs to no tree: following parent_id from it finds no root.",
         "Add the messages above it, or remove it.",
-        message["lang"] if isinstance(message["lang"], str) else None,
+        message["lang"],
       ),
     )
     for name, (number, message) in nodes.items()
@@ -127,8 +127,9 @@ def _replies(message: Mapping) -> Sequence:
 
 
 def _pick(root: Mapping, replies_of: Callable[[Mapping], Sequence], group_id) -> Picked:
+  lang = root.get("lang")
   if root.get("deleted"):
-    raise BadRow("deleted", "the first message of the tree is deleted.", "Remove the tree.")
+    raise BadRow("deleted", "the first message of the tree is deleted.", "Remove the tree.", lang)
   path, best = [], root
   while best is not None:
     path.append(best)
@@ -138,7 +139,10 @@ def _pick(root: Mapping, replies_of: Callable[[Mapping], Sequence], group_id) ->
     path.pop()
   if not path:
     raise BadRow(
-      "roles", "the tree has no answer on its best-ranked path.", "Add one, or remove the tree."
+      "roles",
+      "the tree has no answer on its best-ranked path.",
+      "Add one, or remove the tree.",
+      lang,
     )
   tags = [message["lang"] for message in path if message.get("lang") not in (None, "")]
   if any(tag != tags[0] for tag in tags):
@@ -146,6 +150,7 @@ def _pick(root: Mapping, replies_of: Callable[[Mapping], Sequence], group_id) ->
       "other language",
       f"the messages of the tree say lang = {shorten(tags)}.",
       "Split the tree by language, or remove it.",
+      lang,
     )
   turns = [{"role": m.get("role"), "content": m.get("text")} for m in path]
   return Picked(messages=turns, lang=tags[0] if tags else None, group_id=group_id)

@@ -1,23 +1,16 @@
-import gzip
-import json
+import pickle
 
 import pytest
 from twelve import ANSWERED, ASKED, LANGUAGES
+from written import messages, write
 
-from mlit_jax.data.rows import Message, read_sources
+from mlit_jax.data import rows as rows_module
+from mlit_jax.data.languages import normalise_tag
+from mlit_jax.data.rows import BadRow, Message, parse_row, read_sources
+from mlit_jax.data.sources import open_sources
 from mlit_jax.errors import UserError
 
 Q, A = Message("user", "q"), Message("assistant", "a")
-
-
-def write(path, rows, *, ascii=False):
-  lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=ascii) for row in rows]
-  path.write_bytes("".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
-  return str(path)
-
-
-def messages(*contents, roles=("user", "assistant")):
-  return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
 def read_one(tmp_path, row, **kwargs):
@@ -60,56 +53,6 @@ def test_text_is_kept_as_it_is(tmp_path):
       {lang: [write(tmp_path / "b.jsonl", [{"messages": messages(ASKED[lang], ANSWERED[lang])}])]}
     )
     assert [m.content for m in found.conversations[0].messages] == [ASKED[lang], ANSWERED[lang]]
-
-
-def test_files_plain_packed_and_in_columns_read_alike(tmp_path):
-  pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-  zstandard = pytest.importorskip("zstandard")
-  rows = [
-    {"messages": messages(ASKED[lang], ANSWERED[lang]), "lang": lang, "group_id": 7}
-    for lang in LANGUAGES
-  ]
-  plain = (
-    tmp_path / "a.jsonl",
-    tmp_path / "b.jsonl.gz",
-    tmp_path / "c.jsonl.zst",
-    tmp_path / "d.parquet",
-    tmp_path / "e.json",
-  )
-  write(plain[0], rows)
-  data = plain[0].read_bytes()
-  plain[1].write_bytes(gzip.compress(data[:500]) + gzip.compress(data[500:]))
-  plain[2].write_bytes(zstandard.compress(data[:500]) + zstandard.compress(data[500:]))
-  pq.write_table(pa.Table.from_pylist(rows), plain[3])
-  plain[4].write_text("\ufeff " + json.dumps(rows, indent=1), encoding="utf-8")
-  read = [read_sources([str(path)]).conversations for path in plain]
-  for path, found in zip(plain, read, strict=True):
-    assert [c.lang for c in found] == list(LANGUAGES)
-    assert [c.messages for c in found] == [c.messages for c in read[0]]
-    assert [c.example_id for c in found] == [c.example_id for c in read[0]]
-    assert {c.group_id for c in found} == {"7"} and {c.source for c in found} == {str(path)}
-    assert [c.place for c in found] == [f"{path}:{i}" for i in range(1, 13)]
-
-
-def test_columns_that_a_row_of_parquet_leaves_empty_are_not_there(tmp_path):
-  pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-  rows = [
-    {"messages": messages("q", "a"), "inputs": None, "targets": None},
-    {"messages": None, "inputs": "q", "targets": "b"},
-  ]
-  pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-  found = read_sources({"fi": [str(tmp_path / "a.parquet")]}).conversations
-  assert [c.messages[-1].content for c in found] == ["a", "b"]
-
-
-def test_globs_are_sorted_and_blank_lines_counted_but_not_read(tmp_path):
-  for name in ("b", "a", "c"):
-    write(tmp_path / f"{name}.jsonl", ["", {"prompt": name, "completion": "x"}, "  "])
-  write(tmp_path / "odd[1].jsonl", [{"prompt": "odd", "completion": "x"}])
-  found = read_sources({"en": str(tmp_path / "?.jsonl")}).conversations
-  assert [c.messages[0].content for c in found] == ["a", "b", "c"]
-  assert found[0].place.endswith("a.jsonl:2")
-  assert len(read_sources({"en": [str(tmp_path / "odd[1].jsonl")]}).conversations) == 1
 
 
 def test_the_language_comes_from_the_config_or_the_row(tmp_path):
@@ -172,6 +115,14 @@ BAD = [
   ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [1]}]}, "tool calls", "calls tools"),
   ('{"prompt": "q \\ud83d", "completion": "a"}', "lone surrogate", r"the lone surrogate '\\ud83d'"),
   ({"prompt": "q", "completion": "a", "lang": "fi"}, "other language", "says lang = 'fi' .fi., but its file is listed under 'sw'"),
+  ('{"prompt": "q", "completion": "a", "id": ' + "9" * 5000 + "}", "broken JSON", "broken JSON .*digits"),
+  ("[" * 100_000, "broken JSON", "broken JSON"),
+  ({"prompt": "q", "completion": "a", "group_id": ["g"]}, "not text", r"group_id is \['g'\], not text"),
+  ('{"prompt": "q", "completion": "a", "group_id": "\\ud83d"}', "lone surrogate", "the lone surrogate"),
+  ({"prompt": "q", "completion": "a", "lang": 3}, "unknown language", "lang: 3 is not text"),
+  ({"prompt": "q", "completion": "a", "lang": "x" * 999}, "unknown language", "is not a language tag"),
+  ({"message_id": "m", "parent_id": "p", "role": "user", "text": "q"}, "unknown shape", "no tree of messages.*need the format"),
+  ({"messages": {"role": ["user"], "content": ["q", "a"]}}, "unknown shape", "messages is {"),
   ({"prompt": "q", "completion": "a", "lang": "swahilli"}, "unknown language", "'swahilli' is not a language.*Did you mean 'sw'"),
 ]  # fmt: skip
 
@@ -185,22 +136,6 @@ def test_a_bad_row_is_one_clear_error_or_one_counted_drop(row, reason, message, 
   rows = read_sources({"sw": [path]}, drop_bad=True)
   assert [c.messages[0].content for c in rows.conversations] == ["good", "too"]
   assert rows.dropped == {("sw", reason): 1}
-
-
-def test_bytes_that_are_not_utf8(tmp_path):
-  for bad in (
-    b"\xff",
-    b"\xed\xa0\x80",
-  ):  # the second is a surrogate, which a lenient reader lets through
-    (tmp_path / "a.jsonl").write_bytes(
-      b'{"prompt": "' + bad + b'", "completion": "a"}\n{"prompt": "q", "completion": "a"}'
-    )
-    with pytest.raises(
-      UserError, match=rf"a\.jsonl:1: byte {bad[0]:#x} at 12 of the line is not UTF-8"
-    ):
-      read_sources({"sw": [str(tmp_path / "a.jsonl")]})
-    rows = read_sources({"sw": [str(tmp_path / "a.jsonl")]}, drop_bad=True)
-    assert len(rows.conversations) == 1 and rows.dropped == {("sw", "bad UTF-8"): 1}
 
 
 def test_a_row_without_language(tmp_path):
@@ -218,52 +153,88 @@ def test_a_row_without_language(tmp_path):
   }
 
 
-def test_files_that_cannot_be_read(tmp_path):
-  write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a"}] * 50)
-  data = (tmp_path / "a.jsonl").read_bytes()
-  for name, message in {
-    "missing.jsonl": r"data.train\['sw'\]: .*missing.jsonl' does not exist",
-    "*.jsonl.gz": r"data.train\['sw'\]: .*matches no file",
-    "": "is a folder. Name its files",
-  }.items():
-    with pytest.raises(UserError, match=message):
-      read_sources({"sw": [str(tmp_path / name)]})
-  (tmp_path / "a.csv").write_text("x")
-  (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(data)[:-12])
-  (tmp_path / "no.jsonl.gz").write_bytes(data)
-  (tmp_path / "no.parquet").write_bytes(data)
-  (tmp_path / "no.json").write_bytes(b"[{]")
-  for name in ("a.csv", "cut.jsonl.gz", "no.jsonl.gz", "no.parquet", "no.json"):
-    with pytest.raises(UserError, match=f"{name}: "):
-      read_sources({"sw": [str(tmp_path / name)]}, drop_bad=True)
+def test_a_language_is_detected_where_nothing_states_it(tmp_path):
+  texts = [
+    {"prompt": ASKED[lang] + " " + ANSWERED[lang], "completion": ANSWERED[lang]}
+    for lang in LANGUAGES
+  ]
+  path = write(tmp_path / "a.jsonl", [*texts, texts[0] | {"lang": "sw"}])
+  with pytest.raises(UserError, match="a.jsonl:1: the row has no language.*data.detect_language"):
+    read_sources([path])
+  rows = read_sources([path], detect_language=LANGUAGES, drop_bad=True)
+  found = rows.conversations
+  stated = {ANSWERED[lang]: lang for lang in LANGUAGES}
+  assert all(c.lang == stated[c.messages[-1].content] for c in found[:-1]) and len(found) >= 11
+  assert rows.dropped.keys() <= {("?", "unsure language")}
+  assert all(0.5 <= c.confidence <= 1 for c in found[:-1])
+  assert (found[-1].lang, found[-1].confidence) == ("sw", None)  # the row says it
+  placed = read_sources({"en": path}, detect_language=True, drop_bad=True).conversations
+  assert {(c.lang, c.confidence) for c in placed} == {
+    ("en", None)
+  }  # its place in the config says it
+  given = read_sources({found[0].lang: [write(tmp_path / "b.jsonl", texts[:1])]}).conversations
+  assert given[0].example_id == found[0].example_id
 
 
-def test_a_zst_file_that_was_cut_off_is_not_taken_for_a_whole_one(tmp_path):
-  zstandard = pytest.importorskip("zstandard")
-  data = b"".join(
-    json.dumps({"prompt": str(i), "completion": "a"}).encode() + b"\n" for i in range(40000)
+def test_a_language_that_cannot_be_told_is_refused(tmp_path):
+  path = write(
+    tmp_path / "a.jsonl",
+    [
+      {"prompt": "?", "completion": "42"},
+      {"prompt": ASKED["fi"], "completion": "Museossa kannattaa käydä aamulla."},
+    ],
   )
-  packed = zstandard.compress(data)
-  (tmp_path / "a.jsonl.zst").write_bytes(packed[: len(packed) // 2])
+  rows = read_sources([path], detect_language=["fi", "sw"], drop_bad=True)
+  assert rows.dropped == {("?", "unsure language"): 1} and rows.conversations[0].lang == "fi"
   with pytest.raises(
-    UserError, match="a.jsonl.zst: cannot be read .the compressed data ends too early"
+    UserError,
+    match="a.jsonl:1: the language of the row cannot be told: None with confidence 0.00, below 0.5",
   ):
-    read_sources({"sw": [str(tmp_path / "a.jsonl.zst")]}, drop_bad=True)
-  (tmp_path / "b.jsonl.zst").write_bytes(b"not packed")
-  with pytest.raises(UserError, match="b.jsonl.zst: cannot be read"):
-    read_sources({"sw": [str(tmp_path / "b.jsonl.zst")]})
+    read_sources([path], detect_language=["fi", "sw"])
+  (source,) = open_sources([path], detect_language=["fi", "sw"], min_confidence=1.1)
+  with pytest.raises(BadRow) as caught:
+    parse_row(list(source.rows())[1][1], source, 2)
+  assert caught.value.reason == "unsure language" and "fi with confidence" in caught.value.detail
+  german = write(
+    tmp_path / "c.jsonl",
+    [{"prompt": "Wann?", "completion": "Am besten besucht man das Museum am Morgen."}],
+  )
+  with pytest.raises(
+    UserError, match="the row is in de .* not among the languages to detect, fi, sw"
+  ):
+    read_sources([german], detect_language=["fi", "sw"])
 
 
-def test_the_config_must_make_sense(tmp_path):
-  path = write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a"}])
-  for train, message in [
-    ({}, "is {}; expected"),
-    (path, "expected {language: .files.}"),
-    ({"sw": []}, r"data.train\['sw'\] lists no file"),
-    ({"sw": [path], "swh": [path]}, "names the language 'sw' twice, as 'sw' and 'swh'"),
-    ({"swahilli": [path]}, "data.train: 'swahilli' is not a language"),
-  ]:
-    with pytest.raises(UserError, match=message):
-      read_sources(train)
-  with pytest.raises(UserError, match=r"eval.sets\['x'\]: "):
-    read_sources({"swahilli": [path]}, where="eval.sets['x']")
+def test_a_bad_row_can_be_sent_to_another_process():
+  bad = BadRow("roles", "detail", "remedy", "sw")
+  bad.lang = "fi"
+  again = pickle.loads(pickle.dumps(bad))
+  assert vars(again) == vars(bad) and str(again) == str(bad)
+
+
+def test_an_unknown_tag_is_looked_up_once(tmp_path, monkeypatch):
+  calls = []
+  monkeypatch.setattr(
+    rows_module, "normalise_tag", lambda tag: calls.append(tag) or normalise_tag(tag)
+  )
+  path = write(
+    tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a", "lang": "nosuchlanguage"}] * 50
+  )
+  assert read_sources([path], drop_bad=True).dropped == {("?", "unknown language"): 50}
+  assert len(calls) <= 1  # finding the nearest name takes 50 ms
+
+
+@pytest.mark.parametrize(
+  "group, expected", [("g", "g"), (7, "7"), (None, None), (float("nan"), None)]
+)
+def test_groups(group, expected, tmp_path):
+  assert (
+    read_one(tmp_path, {"prompt": "q", "completion": "a", "group_id": group}).group_id == expected
+  )
+
+
+def test_a_row_longer_than_any_line_may_be_is_bad(tmp_path, monkeypatch):
+  monkeypatch.setattr(rows_module, "MAX_LINE_BYTES", 1000)
+  path = write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a" * 1000}])
+  with pytest.raises(UserError, match="a.jsonl:1: the row is longer than"):
+    read_sources({"sw": path})
