@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlit_jax.data import near
 from mlit_jax.data.near import SIGNATURE, near_duplicates, signature
 
 
@@ -63,6 +64,16 @@ def test_the_bound_is_exact_where_rows_share_a_band():
   for equal, expected in ((104, True), (103, True), (102, False)):  # of 128: 0.8125, 0.805, 0.797
     other = np.where(np.arange(SIGNATURE) < equal, first, first + 1000)
     assert near_duplicates(np.stack([first, other]), 0.8).tolist() == [False, expected]
+
+
+def test_in_a_crowd_of_one_template_repeats_are_still_found(monkeypatch):
+  rows = [f"{text(0, 40)} {text(100 * i, 100 * i + 12)}" for i in range(1, 60)]
+  found = signatures(*rows, *rows[::7])
+  expected = [False] * len(rows) + [True] * len(rows[::7])
+  monkeypatch.setattr(near, "_CROWD", 3)
+  assert near_duplicates(found, 0.8).tolist() == expected
+  monkeypatch.setattr(near, "_CROWD", 0)  # the bound holds: nothing to compare with
+  assert not near_duplicates(found, 0.8).any()
 
 
 def test_none_and_one_row():
