@@ -1,0 +1,196 @@
+"""Is an answer in the script and in the language of its row? Only what is plain counts.
+
+Answers to translate, and rows that mix languages on purpose, are flagged as well: these are reports
+first.
+"""
+
+import functools
+from collections.abc import Iterable
+
+import langcodes
+import lingua
+import numpy as np
+import regex
+from langcodes.data_dicts import LIKELY_SUBTAGS
+from language_data.population_data import LANGUAGE_WRITING_POPULATION
+
+from mlit_jax.data.ngrams import UNSPACED_LETTER, character_kinds, code_points, having, unit_starts
+
+# --- scripts
+
+FOREIGN_SHARE = 0.5  # of the words (characters where none are spaced) of an answer
+FEW_LETTERS = 10  # an answer with fewer is not judged
+FEW_WRITERS = 0.01  # a script that fewer of a language's writers use needs saying: hi-Latn
+
+# Scripts that the table of writers lacks.
+MORE_SCRIPTS = {"cnr": ("Cyrl", "Latn"), "tk": ("Cyrl",), "lad": ("Latn",)}
+# ISO 15924 names sets of scripts that Unicode's property does not know.
+UNICODE_SCRIPTS = {
+  "Hans": ("Hani", "Bopo"),
+  "Hant": ("Hani", "Bopo"),
+  "Hanb": ("Hani", "Bopo"),
+  "Jpan": ("Hani", "Hira", "Kana"),
+  "Hrkt": ("Hira", "Kana"),
+  "Kore": ("Hang", "Hani"),
+}
+
+# Code and addresses are in no language and no script.
+NOT_PROSE = regex.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|www\.\S+", regex.DOTALL)
+
+
+def prose(text: str) -> str:
+  """The text without code and addresses."""
+  return NOT_PROSE.sub(" ", text) if "`" in text or "http" in text or "www." in text else text
+
+
+def in_other_script(text: str, lang: str) -> bool:
+  """Whether most of the words are in scripts that the language is not written in.
+
+  Words and not letters, since one Latin name is as long as a Chinese sentence.
+  """
+  scripts = scripts_of(lang)
+  if not scripts:
+    return False
+  codes = code_points(prose(text))
+  letters = _letters_of(())[codes]
+  if np.count_nonzero(letters) < FEW_LETTERS:
+    return False
+  fitting = _letters_of(scripts)[codes]
+  if not (letters & ~fitting).any():
+    return False
+  kinds = character_kinds()[codes]
+  firsts = unit_starts(kinds) & letters
+  foreign = np.count_nonzero(firsts & ~fitting)
+  return foreign > FOREIGN_SHARE * np.count_nonzero(firsts)
+
+
+@functools.cache
+def scripts_of(lang: str) -> tuple[str, ...]:
+  """Unicode's scripts of a language: sr -> (Cyrl, Latn), sr-Latn -> (Latn,); none: not known."""
+  parsed = langcodes.Language.get(lang)
+  if parsed.script:
+    written = {parsed.script}
+  else:
+    written = {*MORE_SCRIPTS.get(parsed.language, ()), *_writing().get(parsed.language, ())}
+    if parsed.language in LIKELY_SUBTAGS:  # of others langcodes thinks that they are English
+      written.add(parsed.maximize().script)
+  names = {name for script in written for name in UNICODE_SCRIPTS.get(script, (script,))}
+  return tuple(sorted(name for name in names if _is_script(name)))
+
+
+@functools.cache
+def _writing() -> dict[str, set[str]]:
+  """{"sr": {"Cyrl", "Latn"}} of every language that CLDR counts writers of."""
+  writers = {}
+  for tag, number in LANGUAGE_WRITING_POPULATION.items():
+    parts = tag.split("-")
+    if len(parts) == 2 and len(parts[1]) == 4:
+      writers.setdefault(parts[0], {})[parts[1]] = number
+  return {
+    lang: {s for s, number in scripts.items() if number >= FEW_WRITERS * sum(scripts.values())}
+    for lang, scripts in writers.items()
+  }
+
+
+def _is_script(name: str) -> bool:
+  try:
+    return bool(regex.compile(rf"\p{{Script={name}}}"))
+  except regex.error:
+    return False
+
+
+@functools.cache
+def _letters_of(scripts: tuple[str, ...]) -> np.ndarray:
+  """bool [0x110000], letters that are of these scripts, or of all that belong to any."""
+  if not scripts:
+    return having(r"[\p{L}--\p{Script=Zyyy}--\p{Script=Zinh}]")
+  found = np.zeros(0x110000, bool)
+  for name in scripts:
+    found |= _letters_of_script(name)
+  return found
+
+
+@functools.cache
+def _letters_of_script(name: str) -> np.ndarray:
+  return having(rf"[\p{{L}}&&\p{{Script={name}}}]")
+
+
+# --- languages
+
+GUARDS = ("en", "es", "fr", "de", "pt", "ru", "ar", "zh")  # what data drifts to
+UNSURE = 0.1  # an answer whose own language has this much of the probability is not judged
+SURE = 0.5  # nor one where no other language has as much
+SHORT = 20  # nor one with fewer letters, those of unspaced scripts counted twice
+READ = 200  # characters that are looked at
+PLENTY = 16  # languages among which telling costs little beside tokenising
+# Languages no detector tells apart in a sentence or two.
+GROUPS = (("hr", "bs", "sr"), ("id", "ms"), ("no", "nb", "nn", "da"), ("zh", "yue"))
+ALIASES = {"no": ("nb", "nn"), "fil": ("tl",), "yue": ("zh",)}
+
+
+def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool:
+  """Whether the text is plainly in another of the languages `others`, or in one of GUARDS.
+
+  Languages that lingua does not know are not judged. Most texts are settled by lingua's short models;
+  only one that they find foreign is looked at with all of them.
+  """
+  own = _lingua_of(lang)
+  if not own:
+    return False
+  text = prose(text)[:READ]
+  codes = code_points(text)
+  letters = _letters_of(())[codes]
+  unspaced = letters & (character_kinds()[codes] == UNSPACED_LETTER)
+  if np.count_nonzero(letters) + np.count_nonzero(unspaced) < SHORT:
+    return False
+  languages = _candidates(lang, tuple(others))
+  if _detector(languages, True).detect_language_of(text) in own:
+    return False
+  values = _detector(languages, False).compute_language_confidence_values(text)
+  return (
+    sum(v.value for v in values if v.language in own) < UNSURE
+    and max(v.value for v in values if v.language not in own) > SURE
+  )
+
+
+def cost_of_languages(others: Iterable[str]) -> int:
+  """Every how many rows can be judged for about a sixth of the time that tokenising takes."""
+  every = 1
+  while len(_candidates("en", tuple(others))) > PLENTY * every:
+    every *= 2
+  return every
+
+
+@functools.cache
+def _candidates(lang: str, others: tuple[str, ...]) -> tuple:
+  known = set(_lingua_of(lang)).union(*(_lingua_of(tag) for tag in (*others, *GUARDS)))
+  return tuple(sorted(known, key=lambda language: language.name))
+
+
+@functools.cache
+def _lingua_of(tag: str) -> frozenset:
+  """What lingua calls the language and those that count as it; empty where it knows none."""
+  parsed = langcodes.Language.get(tag)
+  for code in (parsed.language, parsed.prefer_macrolanguage().language):
+    names = _by_code(code)
+    if names:
+      group = next((group for group in GROUPS if code in group), ())
+      return names.union(*(_by_code(member) for member in group))
+  return frozenset()
+
+
+def _by_code(code: str) -> frozenset:
+  known = _lingua_languages()
+  return frozenset(known[c] for c in ALIASES.get(code, (code,)) if c in known)
+
+
+@functools.cache
+def _lingua_languages() -> dict:
+  return {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
+
+
+@functools.cache
+def _detector(languages: tuple, low_accuracy: bool):
+  # Models are loaded when a text first needs them and shared by the detectors of a process.
+  builder = lingua.LanguageDetectorBuilder.from_languages(*languages)
+  return (builder.with_low_accuracy_mode() if low_accuracy else builder).build()
