@@ -39,9 +39,6 @@ def get_config():
   d.language_field = ""  # the column that names a row's language; "": lang, language_code, language
   d.detect_language = False  # of rows that state none: True, or the languages to choose among
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
-  d.language_field = ""  # column that names a row's language; "": lang, language_code or language
-  # True, or a list to choose from: rows that name no language get the one that a detector finds
-  d.detect_language = False
   d.max_repeats = 1  # how often one row may stand in one epoch; a mixture may say so by language
   d.groups = "together"  # parallel rows (`group_id`): together | disjoint | independent
   d.over_long = (
@@ -55,6 +52,7 @@ def get_config():
   d.wrong_script = "report"  # answers in a script that the language is not written in
   d.wrong_language = "report"  # answers that a detector takes for another language
   d.control_characters = "report"
+  d.empty_answers = "report"  # answers of punctuation and invisible characters alone
   d.cache_dir = ""  # token cache; "": <workdir>/cache
   d.workers = 0  # processes that tokenise; 0: one for each core
 

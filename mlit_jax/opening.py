@@ -18,7 +18,7 @@ from mlit_jax import mesh as meshes
 from mlit_jax.data.cache import open_cache
 from mlit_jax.data.encoded import Encoded
 from mlit_jax.data.evalset import EvalSet, make_eval_set
-from mlit_jax.data.hygiene import HYGIENE, make_hygiene
+from mlit_jax.data.hygiene import make_hygiene
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.parts import Recipe
 from mlit_jax.data.plan import Plan, make_plan
@@ -130,7 +130,7 @@ def open_data(
     max_length=c.batch.max_length,
     over_long=c.data.over_long,
     drop_bad=c.data.bad_rows == "drop",
-    hygiene=make_hygiene({name: c.data[name] for name in HYGIENE}, held_out),
+    hygiene=make_hygiene(c.data, held_out, languages=named_languages(c.data.train)),
   )
   # Where processes share a disk, the others wait for the first to build; elsewhere each builds its own.
   with terminal.rows("tokenise") as progress:

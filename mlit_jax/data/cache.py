@@ -218,7 +218,7 @@ def _drop_duplicates(folder: Path, tables: dict, recipe: Recipe) -> None:
     signatures = signatures.reshape(len(ids), -1)
     for number in range(len(tables["languages"])):
       rows = np.flatnonzero(keep & (language == number))
-      again[rows] = near_duplicates(signatures[rows], recipe.hygiene.similarity)
+      again[rows] = near_duplicates(signatures[rows], recipe.hygiene.near_duplicate_similarity)
     drop = recipe.hygiene.dropped("near duplicate")
     table = tables["dropped" if drop else "flagged"]
     _count(table, "near duplicate", language[again], tables["languages"])

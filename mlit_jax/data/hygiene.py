@@ -93,6 +93,21 @@ class Hygiene:
     """Whether rows with this reason go; else they are only counted."""
     return self.policies[REASONS[flag]] == "drop"
 
+  def only_dropping(self) -> Hygiene:
+    """Without what only reports: it decides which rows there are, and nothing else."""
+    policies = {k: p if p == "drop" else "off" for k, p in self.policies.items()}
+    by_language = policies["wrong_language"] == "drop"
+    return dataclasses.replace(
+      self,
+      policies=policies,
+      near_duplicate_similarity=self.near_duplicate_similarity
+      if policies["near_duplicates"] == "drop"
+      else 0.0,
+      languages=self.languages if by_language else (),
+      held_out=self.held_out if policies["overlap"] == "drop" else None,
+      language_every=self.language_every if by_language else 1,
+    )
+
   def fingerprint(self) -> str:
     """Hex; changes with anything that can change a flag or a signature."""
     return self._fingerprint
