@@ -10,13 +10,15 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from mlit_jax.data import encode
+from mlit_jax.data import cache
+from mlit_jax.data.encoded import Encoded
 from mlit_jax.data.loader import gather_rows, load_batches
 from mlit_jax.data.plan import make_plan
 
@@ -52,27 +54,32 @@ def main():
   beside_the_step()
 
 
-def cached_examples(folder: Path, *, examples: int, max_length: int) -> encode.Encoded:
+def cached_examples(folder: Path, *, examples: int, max_length: int) -> Encoded:
   """Random examples, written to the token cache and read back as a run does."""
   rng = np.random.default_rng(0)
   lengths = np.clip(rng.lognormal(np.log(220), 1.0, examples).astype(int), 8, max_length)
   total = int(lengths.sum())
-  made = encode.Encoded(
-    tokens=rng.integers(0, 32_000, total).astype(np.uint32),
-    trained=(rng.random(total) < 0.7).astype(np.uint8),
-    offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    language=rng.integers(0, len(LANGUAGES), examples).astype(np.int32),
-    answer_bytes=lengths.astype(np.int32),
-    text_bytes=lengths.astype(np.int32),
-    truncated=np.zeros(examples, np.uint8),
-    languages=LANGUAGES,
-    example_ids=[f"{i:032x}" for i in range(examples)],
-    group_ids=[None] * examples,
-    dropped={},
-    fingerprint="benchmark",
-  )
-  encode.save_cache(made, folder / "cache")
-  return encode.load_cache(folder / "cache")
+  arrays = {
+    "tokens": rng.integers(0, 32_000, total).astype(np.uint32),
+    "trained": (rng.random(total) < 0.7).astype(np.uint8),
+    "ids": rng.integers(0, 2**63, (examples, 2), dtype=np.uint64),
+    "starts": np.cumsum(lengths) - lengths,
+    "lengths": lengths,
+    "trained_counts": lengths * 7 // 10,
+    "language": rng.integers(0, len(LANGUAGES), examples),
+    "row": np.arange(examples) + 1,
+  }
+  zeros = np.zeros(examples, np.int64)
+  for name, dtype in cache.FILES.items():
+    np.ascontiguousarray(arrays.get(name, zeros), dtype).tofile(folder / f"{name}.bin")
+  sizes = {
+    name: (folder / f"{name}.bin").stat().st_size // np.dtype(dtype).itemsize
+    for name, dtype in cache.FILES.items()
+  }
+  tables = {"rows_read": {}, "dropped": {}, "flagged": {}, "fingerprint": "benchmark"}
+  tables |= {"languages": LANGUAGES, "sources": ["rows"], "files": ["rows"], "sizes": sizes}
+  (folder / "meta.json").write_text(json.dumps(tables))
+  return cache.load(folder)
 
 
 def beside_the_step():

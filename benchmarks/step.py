@@ -100,7 +100,7 @@ def quickstart_parts() -> Parts:
   base = read_source(c.model.path)
   with tempfile.TemporaryDirectory() as folder:
     tokenizer = open_tokenizer(c, base)
-    _, encoded, plan = open_data(c, tokenizer, Path(folder), Terminal(shown=False))
+    encoded, plan, _ = open_data(c, tokenizer, [], Path(folder), Terminal(shown=False))
   cfg = from_hf(base.config)
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   optimizer = make_optimizer(

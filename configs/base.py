@@ -41,9 +41,7 @@ def get_config():
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
   d.max_repeats = 1  # how often one row may stand in one epoch; a mixture may say so by language
   d.groups = "together"  # parallel rows (`group_id`): together | disjoint | independent
-  d.over_long = (
-    "drop"  # longer than batch.max_length: drop | truncate_prompt | truncate_answer | error
-  )
+  d.over_long = "drop"  # than batch.max_length: drop | truncate_prompt | truncate_answer | error
   d.bad_rows = "error"  # rows that cannot be used: error | drop (counted by language and reason)
   # What is found out about rows: off | report | drop; counted by language and reason.
   d.near_duplicates = "off"  # rows of one language that are nearly the same
@@ -51,7 +49,7 @@ def get_config():
   d.overlap = "report"  # rows that share a question, or 13 words in a row, with an evaluation set
   d.wrong_script = "report"  # answers in a script that the language is not written in
   d.wrong_language = "report"  # answers that a detector takes for another language
-  d.control_characters = "report"
+  d.control_characters = "report"  # invisible ones that no script needs
   d.empty_answers = "report"  # answers of punctuation and invisible characters alone
   d.cache_dir = ""  # token cache; "": <workdir>/cache
   d.workers = 0  # processes that tokenise; 0: one for each core

@@ -9,7 +9,7 @@ import pytest
 
 from mlit_jax import checks, runtime, train
 from mlit_jax.config import load_config
-from mlit_jax.data import encode
+from mlit_jax.data import cache
 from mlit_jax.errors import UserError
 from mlit_jax.training import workdir as workdirs
 from tests import commands
@@ -359,7 +359,7 @@ def test_a_workdir_whose_data_have_changed(attempt, begun, tmp_path, monkeypatch
   folder = tmp_path / "begun"
   shutil.copytree(begun, folder)
   shutil.rmtree(folder / "cache")
-  monkeypatch.setattr(encode, "VERSION", encode.VERSION + 1)  # as if they had
+  monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)  # as if they had
   assert_has(
     attempt("c.batch.rows = 8", workdir=folder), str(folder), "changed", "another --workdir"
   )

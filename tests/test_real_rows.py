@@ -182,8 +182,8 @@ def test_the_config_asks_for_rows_that_are_there(out, monkeypatch, tmp_path):
     k: [f.replace("runs/real_rows", str(out)) for f in v] for k, v in c.data.train.items()
   }
   tokenizer = open_tokenizer(c, base=None)
-  _, _, plan = open_data(c, tokenizer, tmp_path, Terminal(shown=False))
-  assert plan.counts == c.data.mixture["counts"]
+  _, plan, _ = open_data(c, tokenizer, [], tmp_path, Terminal(shown=False))
+  assert plan.stages[0].counts == c.data.mixture["counts"]
   # An evaluation after every second epoch.
   assert abs(2 * plan.steps - c.epochs * c.eval.every_steps) <= 2 * c.epochs
 

@@ -89,7 +89,7 @@ def load(folder: Path) -> Encoded | None:
   """The cache in this folder, mapped into memory; None if there is none."""
   try:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   arrays = {name: _map(folder / f"{name}.bin", dtype) for name, dtype in FILES.items()}
   if {name: len(array) for name, array in arrays.items()} != meta["sizes"]:

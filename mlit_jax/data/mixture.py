@@ -111,7 +111,9 @@ def stages(
   for i, stage in enumerate(mixture):
     where = f"data.mixture[{i}]"
     if not isinstance(stage, Mapping):
-      raise UserError(f"{where} is {stage!r}; a stage is a mixture with `epochs` or `steps`")
+      raise UserError(
+        f"{where} is {stage!r}; a stage is a mapping: a mixture with `epochs` or `steps`"
+      )
     given = [name for name in LENGTHS if name in stage]
     if len(given) != 1:
       raise UserError(
@@ -403,7 +405,11 @@ def _check(of: Mapping[Key, int], kind: str, unit: str, stock: Stock, repeats) -
       languages = stock.of_languages("examples")
       raise UserError(
         f"data.mixture asks for {amount} {unit} of {what}, which has no rows in data.train"
-        + (" that can be used" if lang in languages else _nearest(lang, languages))
+        + (
+          " that can be used (too long for batch.max_length, or dropped)"
+          if lang in languages
+          else _nearest(lang, languages)
+        )
         + f". Languages with rows: {', '.join(sorted(k for k in languages if languages[k])) or 'none'}."
       )
     if amount > rows * repeats.get(lang, 1):

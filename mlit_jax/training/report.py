@@ -203,7 +203,7 @@ def ledger_table(run: Run) -> str:
     for k in ("rows_read", *counted, "repeats", "truncated")
   }
   total |= {
-    name: {"": sum(sum(e[name].values()) for e in languages.values())}
+    name: {"": sum(sum(e.get(name, {}).values()) for e in languages.values())}
     for name in ("dropped", "flagged")
   }
   total |= {
@@ -283,7 +283,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
     rows.append(
       charts.Row(
         name=lang if lang in SUMMARY_ROWS else f"{lang} {_display_name(lang)}".strip(),
-        note=f"{entry.get('examples', 0):,}"
+        note=f"{entry.get('per_epoch') or 0:,}"
         if run.ledger and lang not in SUMMARY_ROWS
         else _worst_names(before, after),
         values=" → ".join(_value(metric, f) for f in (before, after) if f),
@@ -297,7 +297,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
   better = "lower" if metric in LOWER_IS_BETTER else "higher"
   return charts.dumbbells(
     f"{_name(metric)} ({better} is better)",
-    "examples" if run.ledger else "",
+    "per epoch" if run.ledger else "",
     rows,
     lambda v: f"{v:.0%}" if metric == "fidelity" else f"{v:g}",
     ends=(0, 1) if metric == "fidelity" else None,
@@ -332,7 +332,7 @@ def _ledger_cells(lang: str, e: dict) -> str:
   density = f"{e['bytes_per_token']:.2f}" if e["bytes_per_token"] else ""
   return (
     f'<td class="lang">{_language(lang)}</td>'
-    f"<td>{e['rows_read']:,}</td><td>{_reasons(e['dropped'])}</td><td>{_reasons(e['flagged'])}</td>"
+    f"<td>{e['rows_read']:,}</td><td>{_reasons(e['dropped'])}</td><td>{_reasons(e.get('flagged', {}))}</td>"
     f"<td>{e['per_epoch'] or 0:,}</td>{pairs}"
     f"<td>{e['share_of_trained_tokens']:.2%}</td><td>{e['repeats']:,}</td><td>{e['truncated']:,}</td><td>{density}</td>"
   )
@@ -340,7 +340,9 @@ def _ledger_cells(lang: str, e: dict) -> str:
 
 def _source_rows(e: dict) -> str:
   """A row for each source of a language that has several."""
-  used = {name: of for name, of in e["sources"].items() if of["rows_read"] or of["examples"]}
+  used = {
+    name: of for name, of in e.get("sources", {}).items() if of["rows_read"] or of["examples"]
+  }
   if len(used) < 2:
     return ""
   return "".join(

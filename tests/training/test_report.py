@@ -68,6 +68,7 @@ def ledger(languages=("en", "fi", "he"), trained=True):
       "rows_read": 1201 + i,
       "dropped": {"too long": 7} if i == 1 else {},
       "per_epoch": per_epoch,
+      "flagged": {"wrong script": 3} if i == 1 else {},
       "chosen": per_epoch,
       "examples": 3 * per_epoch,
       "repeats": 2 * per_epoch,
@@ -286,6 +287,7 @@ def test_the_ledger_is_shown_planned_beside_trained(tmp_path):
   assert cells == [
     "1,202",
     "too long 7",
+    "wrong script 3",
     "4",
     "12",
     "12",
