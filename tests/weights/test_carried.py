@@ -271,8 +271,8 @@ def test_stop_ids_and_dtype_of_a_config_within_a_config():
 def test_rows_with_pictures_are_refused():
   class Rows:
     tokens = np.array([5, 6, 7, 300, 300, 9], np.uint32)
-    offsets = np.array([0, 3, 6])
-    example_ids = ["first", "second"]
+    starts = np.array([0, 3])
+    example_id = staticmethod(["first", "second"].__getitem__)
 
   with pytest.raises(UserError, match="row second holds the token 300.*; 2 such"):
     checks.check_images(Rows, {"model_type": "gemma3", "image_token_index": 300})
