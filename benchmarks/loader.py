@@ -10,7 +10,6 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -72,13 +71,9 @@ def cached_examples(folder: Path, *, examples: int, max_length: int) -> Encoded:
   zeros = np.zeros(examples, np.int64)
   for name, dtype in cache.FILES.items():
     np.ascontiguousarray(arrays.get(name, zeros), dtype).tofile(folder / f"{name}.bin")
-  sizes = {
-    name: (folder / f"{name}.bin").stat().st_size // np.dtype(dtype).itemsize
-    for name, dtype in cache.FILES.items()
-  }
   tables = {"rows_read": {}, "dropped": {}, "flagged": {}, "fingerprint": "benchmark"}
-  tables |= {"languages": LANGUAGES, "sources": ["rows"], "files": ["rows"], "sizes": sizes}
-  (folder / "meta.json").write_text(json.dumps(tables))
+  tables |= {"languages": LANGUAGES, "sources": ["rows"], "files": ["rows"]}
+  cache.write_meta(folder, tables)
   return cache.load(folder)
 
 

@@ -95,7 +95,7 @@ class LanguageDetector:
 
   def _detect(self, texts):
     # Without letters lingua says None, and so do we: such a text never counts as right.
-    return _lingua_detector(self._known).detect_languages_in_parallel_of([_prose(t) for t in texts])
+    return lingua_detector(self._known).detect_languages_in_parallel_of([_prose(t) for t in texts])
 
   def _is_right(self, text, found, wanted):
     letters = LETTER.findall(text)
@@ -116,11 +116,27 @@ def guess_language(text: str) -> tuple[str | None, float]:
   return _most_likely(text, frozenset(lingua.Language.all()))
 
 
+def lingua_names(tag: str) -> frozenset:
+  """What lingua calls the language and those of its group, which count as it; empty where it knows none."""
+  return _describe(tag).accepted
+
+
+@functools.cache
+def lingua_detector(languages: frozenset, low_accuracy: bool = False):
+  """The detector among lingua's `languages`; with `low_accuracy`, by its short models alone."""
+  # Models load at first use and are shared by all detectors of the process: 1 s and 0.5 GB for 20
+  # languages.
+  builder = lingua.LanguageDetectorBuilder.from_languages(
+    *sorted(languages, key=lambda language: language.name)
+  )
+  return (builder.with_low_accuracy_mode() if low_accuracy else builder).build()
+
+
 def _most_likely(text: str, known: frozenset) -> tuple[str | None, float]:
   prose = _prose(text)
   if not LETTER.search(prose):
     return None, 0.0
-  best = _lingua_detector(known).compute_language_confidence_values(prose)[0]
+  best = lingua_detector(known).compute_language_confidence_values(prose)[0]
   return (_tag(best.language), best.value) if best.value else (None, 0.0)
 
 
@@ -200,12 +216,3 @@ def _prose(text: str) -> str:
   """The text without code and addresses, unless nothing else has letters."""
   prose = NOT_PROSE.sub(" ", text)
   return prose if LETTER.search(prose) else text
-
-
-@functools.cache
-def _lingua_detector(languages: frozenset):
-  # Models load at first use and are shared by all detectors of the process: 1 s and 0.5 GB for 20
-  # languages.
-  return lingua.LanguageDetectorBuilder.from_languages(
-    *sorted(languages, key=lambda language: language.name)
-  ).build()

@@ -137,7 +137,7 @@ def test_a_language_that_was_not_announced_is_named(detector):
 
 def test_models_are_shared_between_detectors(detector):
   again = LanguageDetector(reversed(TWELVE))
-  assert detect._lingua_detector(again._known) is detect._lingua_detector(detector._known)
+  assert detect.lingua_detector(again._known) is detect.lingua_detector(detector._known)
 
 
 def test_many_real_sentences(detector):

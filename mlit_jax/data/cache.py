@@ -101,6 +101,16 @@ def load(folder: Path) -> Encoded | None:
   return Encoded(**arrays, **tables)
 
 
+def write_meta(folder: Path, tables: dict) -> None:
+  """The last file of a cache, once all columns are there: TABLES, and how long every column is."""
+  sizes = {
+    name: (folder / f"{name}.bin").stat().st_size // np.dtype(dtype).itemsize
+    for name, dtype in FILES.items()
+  }
+  meta = json.dumps(tables | {"sizes": sizes}, ensure_ascii=False)
+  (folder / "meta.json").write_text(meta, encoding="utf-8")
+
+
 def _map(path: Path, dtype: str) -> np.ndarray:
   if not path.exists() or not path.stat().st_size:
     return np.zeros(0, dtype)
@@ -120,12 +130,7 @@ def _build(
     tables = _write_parts(folder, sources, recipe, num_workers, progress)
     _drop_duplicates(folder, tables, recipe)
     (folder / "signatures.bin").unlink()
-    sizes = {
-      name: (folder / f"{name}.bin").stat().st_size // np.dtype(dtype).itemsize
-      for name, dtype in FILES.items()
-    }
-    meta = json.dumps(tables | {"fingerprint": fingerprint, "sizes": sizes}, ensure_ascii=False)
-    (folder / "meta.json").write_text(meta, encoding="utf-8")
+    write_meta(folder, tables | {"fingerprint": fingerprint})
     try:
       os.rename(folder, place)
     except OSError:
@@ -147,15 +152,15 @@ def _write_parts(folder: Path, sources, recipe, num_workers, progress) -> dict:
       name: stack.enter_context(open(folder / f"{name}.bin", "wb"))
       for name in (*FILES, "signatures")
     }
-    for source, part in _parts(sources, recipe, num_workers):
+    for part in _parts(sources, recipe, num_workers):
       chunk = part.chunk
       number = np.array([languages.setdefault(x, len(languages)) for x in chunk.languages])
       columns = dict(chunk.columns)
       lengths = columns["lengths"]
       columns["starts"] = total + np.cumsum(lengths, dtype=np.int64) - lengths
       columns["language"] = number[columns["language"]] if len(number) else columns["language"]
-      columns["source"] = np.full(len(lengths), names.index(source.name))
-      columns["file"] = np.full(len(lengths), files.index(source.path))
+      columns["source"] = np.full(len(lengths), names.index(part.source.name))
+      columns["file"] = np.full(len(lengths), files.index(part.source.path))
       columns |= {"tokens": chunk.tokens, "trained": chunk.trained, "ids": chunk.ids}
       for name, dtype in FILES.items():
         out[name].write(np.ascontiguousarray(columns[name], dtype).tobytes())
@@ -171,23 +176,14 @@ def _write_parts(folder: Path, sources, recipe, num_workers, progress) -> dict:
   return {"languages": ordered, "sources": names, "files": files, **counts}
 
 
-def _parts(sources, recipe: Recipe, num_workers: int) -> Iterator[tuple[Source, Part]]:
+def _parts(sources, recipe: Recipe, num_workers: int) -> Iterator[Part]:
   """Parts in the order of the sources and their rows; here for a start, then in workers."""
   jobs = ((source, rows) for source in sources for rows in _chunks(source.rows()))
-  for source, rows in itertools.islice(jobs, ALONE if num_workers > 1 else None):
-    yield source, encode_rows(recipe, source, rows)
+  for job in itertools.islice(jobs, ALONE if num_workers > 1 else None):
+    yield encode_rows(recipe, *job)
   more = next(jobs, None)
-  if more is None:
-    return
-  given: list[Source] = []
-
-  def noted():
-    for job in itertools.chain([more], jobs):
-      given.append(job[0])
-      yield job
-
-  for part in map_in_order(encode_rows, recipe, noted(), num_workers):
-    yield given.pop(0), part
+  if more is not None:
+    yield from map_in_order(encode_rows, recipe, itertools.chain([more], jobs), num_workers)
 
 
 def _chunks(rows) -> Iterator[list]:

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
-import numpy as np
 
-from mlit_jax.data.engines import overlapping
 from mlit_jax.errors import UserError
 
 DEFAULT_DATE = "2024-07-26"  # what Llama 3 templates print where no date is given
@@ -282,18 +280,6 @@ class _Skeleton:
 
   def after(self, i: int) -> str:
     return self.literals[self.order.index(i) + 1]
-
-
-def trained_mask(rendered: Rendered, starts, ends) -> np.ndarray:
-  """Which tokens are trained: those that overlap a span.
-
-  text    <u>Hola<a>Bonjour<e>          spans  ((10, 20),)
-  tokens  <u> Ho la <a> Bon jour <e>
-  starts   0   3  5   7  10   13  17
-  ends     3   5  7  10  13   17  20
-  trained  0   0  0   0   1    1   1
-  """
-  return overlapping(rendered.spans, np.asarray(starts), np.asarray(ends))
 
 
 # --- text helpers

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mlit_jax.data.encoded import Encoded
+from mlit_jax.data.encoded import UNITS, Encoded
 from mlit_jax.data.hashing import mix, rank
 from mlit_jax.data.mixture import Amounts, Key, Stock
 from mlit_jax.errors import UserError
@@ -33,23 +33,14 @@ def take_stock(encoded: Encoded) -> Stock:
   Languages without a usable row are there with 0: "*" and the like ask for them, and are refused, rather
   than passing them over.
   """
-  width = max(1, len(encoded.sources))
-  pair = encoded.language.astype(np.int64) * width + encoded.source
-  bins = width * len(encoded.languages)
-  columns = {
-    "examples": None,
-    "tokens": encoded.lengths,
-    "trained_tokens": encoded.trained_counts,
-  }
   amounts: dict[str, dict[Key, int]] = {}
-  for unit, column in columns.items():
+  for unit in UNITS:
+    amounts[unit] = of = {(lang, ""): 0 for lang in encoded.languages}
     # Whole numbers below 2^53 are exact in the float64 that bincount sums in.
-    sums = np.bincount(pair, column, minlength=bins).astype(np.int64).reshape(-1, width)
-    amounts[unit] = {(lang, ""): int(sums[i].sum()) for i, lang in enumerate(encoded.languages)}
-    for i, lang in enumerate(encoded.languages):
-      for j, source in enumerate(encoded.sources):
-        if sums[i, j]:
-          amounts[unit][lang, source] = int(sums[i, j])
+    sums = np.bincount(encoded.stratum, encoded.sizes(unit), minlength=len(encoded.strata))
+    for (lang, source), amount in zip(encoded.strata, sums.astype(np.int64).tolist(), strict=True):
+      of[lang, source] = amount
+      of[lang, ""] += amount
   return Stock(amounts)
 
 
@@ -70,13 +61,12 @@ def choose(encoded: Encoded, amounts: Amounts, *, seed: int, groups: str) -> dic
   ranked = {key: _rank(encoded, rows, seed, groups) for key, rows in by_key.items()}
   if groups == "disjoint":
     ranked = _apart(encoded, ranked, amounts, seed)
-  sizes = {"tokens": encoded.lengths, "trained_tokens": encoded.trained_counts}
   out = {}
   for key, rows in ranked.items():
     if amounts.unit == "examples":
       out[key] = _passes(rows, amounts.of[key])
     else:
-      out[key] = _passes(rows, _nearest_count(sizes[amounts.unit][rows], amounts, key))
+      out[key] = _passes(rows, _nearest_count(encoded.sizes(amounts.unit, rows), amounts, key))
   return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -48,7 +47,7 @@ def encode_chunk(
   token is left), or refused (`error`).
   """
   numbers: dict[str, int] = {}
-  dropped: Counts = collections.defaultdict(collections.Counter)
+  dropped: Counts = {}
   tokens, trained, kept, rows = [], [], [], []
   rendered = [_render(c, tokenizer) for c in conversations]
   marked = tokenizer.encode_marked([r.text for r in rendered], [r.spans for r in rendered])
@@ -60,14 +59,14 @@ def encode_chunk(
         raise _too_long(c, len(ids), max_length)
       shortened = _SHORTEN[over_long](c, r, ids, mask, tokenizer, max_length)
       if shortened is None:
-        dropped[c.lang]["over_long"] += 1
+        add_counts(dropped, {c.lang: {"over_long": 1}})
         continue
       ids, mask, answer, text = shortened
     # The first token is never predicted, so it does not count as trained.
     mask[0] = False
     count = int(np.count_nonzero(mask))
     if not count:
-      dropped[c.lang]["nothing_left_to_train"] += 1
+      add_counts(dropped, {c.lang: {"nothing_left_to_train": 1}})
       continue
     tokens.append(ids)
     trained.append(mask)
@@ -87,7 +86,7 @@ def encode_chunk(
     columns=columns
     | {"row": np.array([_row_number(conversations[i]) for i in kept], COLUMNS["row"])},
     languages=list(numbers),
-    dropped={lang: dict(reasons) for lang, reasons in dropped.items()},
+    dropped=dropped,
     kept=kept,
   )
 

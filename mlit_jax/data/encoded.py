@@ -7,6 +7,7 @@ import functools
 
 import numpy as np
 
+UNITS = ("examples", "tokens", "trained_tokens")
 # Column -> dtype, one value per example.
 COLUMNS = {
   "starts": "<i8",
@@ -56,6 +57,12 @@ class Encoded:
     high, low = self.ids[i].tolist()
     return f"{high:016x}{low:016x}"
 
+  def sizes(self, unit: str, rows=slice(None)) -> np.ndarray:
+    """int32, what each of the rows counts for in a unit of UNITS; an example counts 1."""
+    if unit == "examples":
+      return np.ones(len(self.language[rows]), np.int32)
+    return {"tokens": self.lengths, "trained_tokens": self.trained_counts}[unit][rows]
+
   def place(self, i: int) -> str:
     """ "file:row" of an example."""
     return f"{self.files[self.file[i]]}:{self.row[i]}"
@@ -75,10 +82,11 @@ class Encoded:
   @functools.cached_property
   def stratum(self) -> np.ndarray:
     """int32 [n], numbers into `strata`."""
-    pair = self.language.astype(np.int64) * len(self.sources) + self.source
-    return np.searchsorted(self._pairs, pair).astype(np.int32)
+    return np.searchsorted(self._pairs, self._pair()).astype(np.int32)
 
   @functools.cached_property
   def _pairs(self) -> np.ndarray:
-    pair = self.language.astype(np.int64) * len(self.sources) + self.source
-    return np.flatnonzero(np.bincount(pair))
+    return np.flatnonzero(np.bincount(self._pair()))
+
+  def _pair(self) -> np.ndarray:
+    return self.language.astype(np.int64) * len(self.sources) + self.source

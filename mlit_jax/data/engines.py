@@ -249,7 +249,13 @@ class SentencePiece:
 
 
 def overlapping(spans, starts, ends) -> np.ndarray:
-  """bool [tokens]: the tokens that overlap a span.
+  """bool [tokens]: the tokens that overlap a span, which are those that are trained.
+
+      text      <u>Hola<a>Bonjour<e>          spans  ((10, 20),)
+      tokens    <u> Ho la <a> Bon jour <e>
+      starts     0   3  5   7  10   13  17
+      ends       3   5  7  10  13   17  20
+      overlap    0   0  0   0   1    1   1
 
   An empty token is one where a span begins at it or holds it: it is the first thing that the model writes.
   """

@@ -8,13 +8,13 @@ import functools
 from collections.abc import Iterable
 
 import langcodes
-import lingua
 import numpy as np
 import regex
 from langcodes.data_dicts import LIKELY_SUBTAGS
 from language_data.population_data import LANGUAGE_WRITING_POPULATION
 
 from mlit_jax.data.ngrams import UNSPACED_LETTER, character_kinds, code_points, having, unit_starts
+from mlit_jax.detect import GUARDS, lingua_detector, lingua_names
 
 # --- scripts
 
@@ -117,15 +117,11 @@ def _letters_of_script(name: str) -> np.ndarray:
 
 # --- languages
 
-GUARDS = ("en", "es", "fr", "de", "pt", "ru", "ar", "zh")  # what data drifts to
 UNSURE = 0.1  # an answer whose own language has this much of the probability is not judged
 SURE = 0.5  # nor one where no other language has as much
 SHORT = 20  # nor one with fewer letters, those of unspaced scripts counted twice
 READ = 200  # characters that are looked at
 PLENTY = 16  # languages among which telling costs little beside tokenising
-# Languages no detector tells apart in a sentence or two.
-GROUPS = (("hr", "bs", "sr"), ("id", "ms"), ("no", "nb", "nn", "da"), ("zh", "yue"))
-ALIASES = {"no": ("nb", "nn"), "fil": ("tl",), "yue": ("zh",)}
 
 
 def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool:
@@ -134,7 +130,7 @@ def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool:
   Languages that lingua does not know are not judged. Most texts are settled by lingua's short models;
   only one that they find foreign is looked at with all of them.
   """
-  own = _lingua_of(lang)
+  own = lingua_names(lang)
   if not own:
     return False
   text = prose(text)[:READ]
@@ -144,9 +140,9 @@ def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool:
   if np.count_nonzero(letters) + np.count_nonzero(unspaced) < SHORT:
     return False
   languages = _candidates(lang, tuple(others))
-  if _detector(languages, True).detect_language_of(text) in own:
+  if lingua_detector(languages, low_accuracy=True).detect_language_of(text) in own:
     return False
-  values = _detector(languages, False).compute_language_confidence_values(text)
+  values = lingua_detector(languages).compute_language_confidence_values(text)
   return (
     sum(v.value for v in values if v.language in own) < UNSURE
     and max(v.value for v in values if v.language not in own) > SURE
@@ -162,35 +158,5 @@ def cost_of_languages(others: Iterable[str]) -> int:
 
 
 @functools.cache
-def _candidates(lang: str, others: tuple[str, ...]) -> tuple:
-  known = set(_lingua_of(lang)).union(*(_lingua_of(tag) for tag in (*others, *GUARDS)))
-  return tuple(sorted(known, key=lambda language: language.name))
-
-
-@functools.cache
-def _lingua_of(tag: str) -> frozenset:
-  """What lingua calls the language and those that count as it; empty where it knows none."""
-  parsed = langcodes.Language.get(tag)
-  for code in (parsed.language, parsed.prefer_macrolanguage().language):
-    names = _by_code(code)
-    if names:
-      group = next((group for group in GROUPS if code in group), ())
-      return names.union(*(_by_code(member) for member in group))
-  return frozenset()
-
-
-def _by_code(code: str) -> frozenset:
-  known = _lingua_languages()
-  return frozenset(known[c] for c in ALIASES.get(code, (code,)) if c in known)
-
-
-@functools.cache
-def _lingua_languages() -> dict:
-  return {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
-
-
-@functools.cache
-def _detector(languages: tuple, low_accuracy: bool):
-  # Models are loaded when a text first needs them and shared by the detectors of a process.
-  builder = lingua.LanguageDetectorBuilder.from_languages(*languages)
-  return (builder.with_low_accuracy_mode() if low_accuracy else builder).build()
+def _candidates(lang: str, others: tuple[str, ...]) -> frozenset:
+  return lingua_names(lang).union(*(lingua_names(tag) for tag in (*others, *GUARDS)))

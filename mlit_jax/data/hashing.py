@@ -16,18 +16,17 @@ def stable_hash(*parts) -> int:
 def mix(keys: np.ndarray, *parts) -> np.ndarray:
   """uint64 [n]: a hash of each key together with the parts.
 
-  The finaliser of splitmix64 (Steele, Lea and Flood 2014), which is a bijection: keys that differ give
-  hashes that differ.
+  Keys that differ give hashes that differ.
   """
   salt = np.uint64(stable_hash(*parts))
-  z = keys.astype(np.uint64) ^ salt
-  z += np.uint64(0x9E3779B97F4A7C15)
-  z ^= z >> np.uint64(30)
-  z *= np.uint64(0xBF58476D1CE4E5B9)
-  z ^= z >> np.uint64(27)
-  z *= np.uint64(0x94D049BB133111EB)
-  z ^= z >> np.uint64(31)
-  return z
+  return scramble((keys.astype(np.uint64) ^ salt) + np.uint64(0x9E3779B97F4A7C15))
+
+
+def scramble(values: np.ndarray) -> np.ndarray:
+  """Spreads uint64 over all bits, one to one: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+  values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return values ^ (values >> np.uint64(31))
 
 
 def rank(keys: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mlit_jax.data.encoded import Encoded
+from mlit_jax.data.encoded import UNITS, Encoded
 from mlit_jax.data.plan import Plan, Stage
 
-TRAINED = ("examples", "tokens", "trained_tokens")
+TRAINED = UNITS  # what the device counts in the batches
 
 
 def make_ledger(
@@ -22,33 +22,32 @@ def make_ledger(
   planned = planned_sums(encoded, plan)
   total = max(1, sum(planned["trained_tokens"].values()))
   read = {lang: sum(of.values()) for lang, of in encoded.rows_read.items()}
+  available = _by_language(encoded, np.arange(len(encoded)))
+  chosen = _by_language(encoded, np.unique(plan.examples))
+  truncated = _by_language(encoded, plan.examples, encoded.truncated)
+  text_bytes = _by_language(encoded, plan.examples, encoded.text_bytes)
   languages = {}
   for lang in sorted({*read, *encoded.languages}):
-    number = encoded.languages.index(lang) if lang in encoded.languages else -1
-    examples = plan.examples[encoded.language[plan.examples] == number]
     mine = {
       source: {name: planned[name].get(f"{lang}/{source}", 0) for name in TRAINED}
       for source in encoded.sources
     }
     sums = {name: sum(of[name] for of in mine.values()) for name in TRAINED}
-    chosen = len(np.unique(examples))
     languages[lang] = {
       "rows_read": read.get(lang, 0),
       "dropped": encoded.dropped.get(lang, {}),
       "flagged": encoded.flagged.get(lang, {}),
-      "available": int(np.count_nonzero(encoded.language == number)),
+      "available": available.get(lang, 0),
       # Of a curriculum, see the stages.
       "per_epoch": plan.stages[0].counts.get(lang, 0) if len(plan.stages) == 1 else None,
-      "chosen": chosen,
+      "chosen": chosen.get(lang, 0),
       "examples": sums["examples"],
-      "repeats": len(examples) - chosen,
+      "repeats": sums["examples"] - chosen.get(lang, 0),
       "tokens": sums["tokens"],
       "trained_tokens": sums["trained_tokens"],
       "share_of_trained_tokens": sums["trained_tokens"] / total,
-      "truncated": int(encoded.truncated[examples].sum()),
-      "bytes_per_token": round(float(encoded.text_bytes[examples].sum() / sums["tokens"]), 3)
-      if sums["tokens"]
-      else None,
+      "truncated": truncated.get(lang, 0),
+      "bytes_per_token": round(text_bytes[lang] / sums["tokens"], 3) if sums["tokens"] else None,
       "sources": {
         source: {"rows_read": encoded.rows_read.get(lang, {}).get(source, 0)} | of
         for source, of in mine.items()
@@ -71,6 +70,13 @@ def make_ledger(
   }
 
 
+def _by_language(encoded: Encoded, rows: np.ndarray, column=None) -> dict[str, int]:
+  """{language: the rows, or the sum of a column over them}, once over the rows for all languages."""
+  weights = None if column is None else column[rows]
+  sums = np.bincount(encoded.language[rows], weights, minlength=len(encoded.languages))
+  return {lang: int(n) for lang, n in zip(encoded.languages, sums, strict=True)}
+
+
 def planned_sums(
   encoded: Encoded, plan: Plan, steps: int | None = None
 ) -> dict[str, dict[str, int]]:
@@ -78,15 +84,10 @@ def planned_sums(
   last = plan.row_starts[plan.rows_per_step * (plan.steps if steps is None else steps)]
   examples = plan.examples[:last]
   stratum = encoded.stratum[examples]
-  columns = {
-    "examples": None,
-    "tokens": encoded.lengths[examples],
-    "trained_tokens": encoded.trained_counts[examples],
-  }
   names = [f"{lang}/{source}" for lang, source in encoded.strata]
   out = {}
-  for name, column in columns.items():
-    sums = np.bincount(stratum, column, minlength=len(names))
+  for name in TRAINED:
+    sums = np.bincount(stratum, encoded.sizes(name, examples), minlength=len(names))
     out[name] = {names[i]: int(sums[i]) for i in np.flatnonzero(sums)}
   return out
 

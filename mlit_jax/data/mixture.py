@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from mlit_jax.data.encoded import UNITS
 from mlit_jax.errors import UserError
 
-UNITS = ("examples", "tokens", "trained_tokens")
 # What may stand beside each kind.
 OPTIONS = {
   "counts": (),

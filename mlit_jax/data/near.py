@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 import rensa
 
-from mlit_jax.data.ngrams import gram_hashes, mix, text_hash, unit_hashes
+from mlit_jax.data.hashing import scramble
+from mlit_jax.data.ngrams import gram_hashes, text_hash, unit_hashes
 
 GRAM = 5  # units of a gram: words, or characters of scripts without spaces
 SIGNATURE = 128  # numbers of a signature: an estimate of 0.8 is off by 0.035 (one sigma)
@@ -34,7 +35,7 @@ def signature(texts: Iterable[str], lang: str) -> np.ndarray:
     found = gram_hashes(units, min(GRAM, max(1, len(units))))
     # Without a word in it (punctuation, emoji) a text is a gram of its own.
     grams.append(found if len(found) else np.array([text_hash(text)], np.uint64))
-  hashes = mix(np.concatenate(grams) ^ _language_hash(lang))
+  hashes = scramble(np.concatenate(grams) ^ _language_hash(lang))
   matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
     hashes, np.array([0, len(hashes)], np.uint64), SIGNATURE, 1
   )
@@ -96,7 +97,7 @@ def _band_hashes(signatures, columns) -> np.ndarray:
     block = np.asarray(signatures[start : start + _BLOCK, columns], np.uint64)
     total = np.zeros(len(block), np.uint64)
     for column in block.T:
-      total = mix(total * np.uint64(31) + column)
+      total = scramble(total * np.uint64(31) + column)
     hashes[start : start + _BLOCK] = total
   return hashes
 

@@ -7,6 +7,8 @@ import unicodedata
 import numpy as np
 import regex
 
+from mlit_jax.data.hashing import scramble
+
 # Written without spaces between words: each character is a unit of its own.
 UNSPACED = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr")
 
@@ -87,7 +89,7 @@ def character_kinds() -> np.ndarray:
 @functools.cache
 def _character_values() -> np.ndarray:
   """uint64 [0x110000], what a character counts in the hash of its word; 0 between words."""
-  values = mix(np.arange(1, 0x110001, dtype=np.uint64))
+  values = scramble(np.arange(1, 0x110001, dtype=np.uint64))
   values[character_kinds() == OTHER] = 0
   return values
 
@@ -100,13 +102,6 @@ def having(pattern: str) -> np.ndarray:
   return found
 
 
-def mix(values: np.ndarray) -> np.ndarray:
-  """Spreads uint64 over all bits (the finaliser of SplitMix64), one to one."""
-  values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return values ^ (values >> np.uint64(31))
-
-
 def _nfkc(text: str) -> str:
   return unicodedata.normalize("NFKC", text)
 
@@ -116,7 +111,7 @@ def _window_sums(values, starts, ends):
   powers, inverses = _powers(1 << max(10, len(values).bit_length()))
   sums = np.zeros(len(values) + 1, np.uint64)
   np.cumsum(values * powers[: len(values)], out=sums[1:])
-  return mix((sums[ends] - sums[starts]) * inverses[starts])
+  return scramble((sums[ends] - sums[starts]) * inverses[starts])
 
 
 @functools.cache

@@ -124,24 +124,20 @@ def _epoch_order(
   encoded: Encoded, chosen: Mapping[Key, Chosen], unit: str, seed: int, epoch: int
 ) -> np.ndarray:
   """Example numbers of one epoch: rows of a source by hash, sources within their language, languages."""
-  column = {"examples": None, "tokens": encoded.lengths, "trained_tokens": encoded.trained_counts}
-  weight = column[unit]
-
-  def sizes(rows):
-    return np.ones(len(rows), np.int64) if weight is None else weight[rows]
-
   queues: dict[str, list[np.ndarray]] = {}
   for (lang, _), c in sorted(chosen.items()):
     keys = mix(
       mix(encoded.ids[c.rows, 0], "order", seed, epoch) + c.repeat.astype(np.uint64), "row"
     )
     queues.setdefault(lang, []).append(rank(keys, encoded.ids, c.rows))
-  languages = [_merged(parts, sizes) for _, parts in sorted(queues.items())]
-  return _merged(languages, sizes)
+  languages = [_merged(parts, encoded, unit) for _, parts in sorted(queues.items())]
+  return _merged(languages, encoded, unit)
 
 
-def _merged(queues: list[np.ndarray], sizes) -> np.ndarray:
-  return queues[0] if len(queues) == 1 else merge(interleave([sizes(q) for q in queues]), queues)
+def _merged(queues: list[np.ndarray], encoded: Encoded, unit: str) -> np.ndarray:
+  if len(queues) == 1:
+    return queues[0]
+  return merge(interleave([encoded.sizes(unit, q) for q in queues]), queues)
 
 
 def _rows(lengths: np.ndarray, max_length: int, packing: bool) -> tuple[np.ndarray, np.ndarray]:

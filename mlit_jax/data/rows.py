@@ -14,7 +14,9 @@ from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.sources import FORMATS, LANGUAGE_COLUMNS, Source, open_sources
 from mlit_jax.errors import UserError
 
-__all__ = ["BadRow", "Conversation", "Message", "RowSet", "parse_row", "read_sources"]
+__all__ = [
+  "BadRow", "Conversation", "Dropped", "Message", "RowSet", "parse_row", "read_row", "read_sources",
+]  # fmt: skip
 
 ROLES = {
   "system": "system",
@@ -45,6 +47,14 @@ class Conversation:
   confidence: float | None = None  # of a detected language, from 0 to 1
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dropped:
+  """A row that cannot be used."""
+
+  lang: str  # "?" where nothing says it
+  reason: str
+
+
 @dataclasses.dataclass(frozen=True)
 class RowSet:
   conversations: list[Conversation]
@@ -71,19 +81,25 @@ def read_sources(
   )
   for source in sources:
     for number, raw in source.rows():
-      try:
-        conversation = parse_row(raw, source, number)
-      except BadRow as bad:
-        if not drop_bad:
-          raise UserError(f"{source.path}:{number}: {bad.detail} {bad.remedy}") from None
-        dropped[bad.lang or source.lang or "?", bad.reason] += 1
-        continue
-      if conversation.example_id in seen:
-        dropped[conversation.lang, "duplicate"] += 1
-        continue
-      seen.add(conversation.example_id)
-      conversations.append(conversation)
+      row = read_row(raw, source, number, drop_bad=drop_bad)
+      if isinstance(row, Dropped):
+        dropped[row.lang, row.reason] += 1
+      elif row.example_id in seen:
+        dropped[row.lang, "duplicate"] += 1
+      else:
+        seen.add(row.example_id)
+        conversations.append(row)
   return RowSet(conversations, dict(dropped))
+
+
+def read_row(raw, source: Source, number: int, *, drop_bad: bool) -> Conversation | Dropped:
+  """A row as `source.rows()` gave it; one that cannot be used raises UserError, or is Dropped if `drop_bad`."""
+  try:
+    return parse_row(raw, source, number)
+  except BadRow as bad:
+    if not drop_bad:
+      raise UserError(f"{source.path}:{number}: {bad.detail} {bad.remedy}") from None
+    return Dropped(bad.lang or source.lang or "?", bad.reason)
 
 
 def parse_row(raw: bytes | dict | BadRow, source: Source, number: int) -> Conversation:

@@ -62,13 +62,10 @@ class _Rows:
   def __init__(self, console: Console, what: str):
     self.console, self.what = console, what
     self.by_language: dict[str, int] = {}
-    self.progress = Progress(
+    self.progress = _progress(
+      console,
       TextColumn("{task.description}"),
       TimeElapsedColumn(),
-      console=console,
-      transient=True,
-      disable=not console.is_terminal,  # plain lines instead
-      refresh_per_second=4,
     )
 
   def __enter__(self):
@@ -105,17 +102,14 @@ class _Rows:
 class _Bar:
   def __init__(self, console: Console, total: int, done: int, what: str):
     self.console, self.total, self.done, self.what = console, total, done, what
-    self.progress = Progress(
+    self.progress = _progress(
+      console,
       TextColumn(what),
       BarColumn(),
       MofNCompleteColumn(),
       TimeElapsedColumn(),
       TextColumn("left"),
       TimeRemainingColumn(),
-      console=console,
-      transient=True,
-      disable=not console.is_terminal,  # plain lines need no bar
-      refresh_per_second=4,
     )
 
   def __enter__(self):
@@ -136,17 +130,14 @@ class _Transfer:
   def __init__(self, console: Console, what: str):
     self.console, self.what = console, what
     self.task, self.done = None, 0
-    self.progress = Progress(
+    self.progress = _progress(
+      console,
       TextColumn(what),
       BarColumn(),
       DownloadColumn(),
       TransferSpeedColumn(),
       TextColumn("left"),
       TimeRemainingColumn(),
-      console=console,
-      transient=True,
-      disable=not console.is_terminal,  # plain lines instead
-      refresh_per_second=4,
     )
 
   def __enter__(self):
@@ -172,6 +163,17 @@ class _Transfer:
 
   def _line(self, text: str) -> None:
     self.console.print(f"{self.what}  {text}", markup=False)
+
+
+def _progress(console: Console, *columns) -> Progress:
+  """A bar that leaves nothing behind, on a terminal only: elsewhere there are plain lines."""
+  return Progress(
+    *columns,
+    console=console,
+    transient=True,
+    disable=not console.is_terminal,
+    refresh_per_second=4,
+  )
 
 
 def _size(num_bytes: float) -> str:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from twelve import ANSWERED, LANGUAGES, SPECIALS, conversation, write_folder
 
-from mlit_jax.data.chat import Rendered, Template, trained_mask
+from mlit_jax.data.chat import Rendered, Template
+from mlit_jax.data.engines import overlapping
 from mlit_jax.data.templates import bake, builtin_template
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
@@ -87,7 +88,7 @@ def test_the_mask_covers_the_answers_and_their_end_tokens(name, system, folders)
     assert trained(rendered) == [answer + end for answer in answers]
 
     ids, starts, ends = tokenizer.encode_with_offsets([rendered.text])[0]
-    mask = trained_mask(rendered, starts, ends)
+    mask = overlapping(rendered.spans, starts, ends)
     runs = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
     decoded = [tokenizer.decode(ids[a:b], skip_special=False) for a, b in runs.reshape(-1, 2)]
     assert decoded == [answer + end for answer in answers]
@@ -239,15 +240,19 @@ def test_the_date_is_the_config_s():
   )
 
 
-def test_the_worked_example_of_trained_mask():
+def trained_of(rendered, starts, ends):
+  return overlapping(rendered.spans, np.array(starts), np.array(ends))
+
+
+def test_the_worked_example_of_trained_tokens():
   rendered = Rendered("<u>Hola<a>Bonjour<e>", ((10, 20),))
   starts, ends = [0, 3, 5, 7, 10, 13, 17], [3, 5, 7, 10, 13, 17, 20]
-  assert trained_mask(rendered, starts, ends).astype(int).tolist() == [0, 0, 0, 0, 1, 1, 1]
+  assert trained_of(rendered, starts, ends).astype(int).tolist() == [0, 0, 0, 0, 1, 1, 1]
   # A token that reaches into a span is trained, an empty one where the span begins or within.
-  assert trained_mask(Rendered("abcdef", ((2, 4),)), [0, 1, 2, 3, 4], [1, 3, 2, 5, 6]).tolist() == [
+  assert trained_of(Rendered("abcdef", ((2, 4),)), [0, 1, 2, 3, 4], [1, 3, 2, 5, 6]).tolist() == [
     False, True, True, True, False,
   ]  # fmt: skip
-  assert trained_mask(Rendered("abcd", ((1, 2), (3, 4))), [0, 1, 2, 3], [1, 2, 3, 4]).tolist() == [
+  assert trained_of(Rendered("abcd", ((1, 2), (3, 4))), [0, 1, 2, 3], [1, 2, 3, 4]).tolist() == [
     False, True, False, True,
   ]  # fmt: skip
 

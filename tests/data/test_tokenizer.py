@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from twelve import ANSWERED, ASKED, LANGUAGES, SPECIALS, byte_level, conversation, write_folder
 
-from mlit_jax.data.chat import trained_mask
+from mlit_jax.data.engines import overlapping
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 
@@ -311,7 +311,7 @@ def test_the_mask_covers_the_answer_and_its_end(kind, spm_models):
     messages = conversation(lang, system=True, turns=2)
     rendered = tokenizer.template.render(messages)
     ids, starts, ends = tokenizer.encode_with_offsets([rendered.text])[0]
-    mask = trained_mask(rendered, starts, ends)
+    mask = overlapping(rendered.spans, starts, ends)
     runs = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]]))).reshape(-1, 2)
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
     assert len(runs) == len(answers)
