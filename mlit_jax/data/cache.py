@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -70,7 +71,12 @@ def open_cache(
 
 def what_it_is_made_from(sources: Sequence[Source], recipe: Recipe) -> dict[str, str]:
   """{what: digest} of everything that shapes the tokens, so that a change can be named."""
-  out = {s.path: s.digest() for s in sources}
+  listed = collections.Counter()
+  out: dict[str, str] = {}
+  for source in sources:
+    listed[source.path] += 1
+    again = f" (entry {listed[source.path]} of it)" if listed[source.path] > 1 else ""
+    out[source.path + again] = source.digest()
   return (
     out
     | recipe.tokenizer.parts

@@ -132,6 +132,18 @@ def test_every_change_of_what_shapes_tokens_is_built_anew(files, tokenizer, tmp_
   assert len(prints) == 6
 
 
+def test_a_file_that_is_listed_twice_counts_twice(files, tokenizer, tmp_path):
+  """The first of its entries must not be passed over where the second is the same as before."""
+  again = {"path": files[0], "name": "again"}
+  lenient = {"path": files[0], "format": "prompt_completion"}
+  made = [open_cache(open_sources(train), recipe_of(tokenizer), tmp_path / "c") for train in (
+    [files[0], again], [lenient, again], [again],
+  )]  # fmt: skip
+  assert len({encoded.fingerprint for encoded, _ in made}) == 3
+  changed = {k for k in made[0][1] if made[0][1][k] != made[1][1].get(k)}
+  assert changed == {files[0]}
+
+
 def test_what_only_reports_and_where_files_lie_do_not_change_the_plan(files, tokenizer, tmp_path):
   first = built(files, recipe_of(tokenizer), tmp_path / "c")
   report = OFF | {"wrong_script": "report", "overlap": "report"}
