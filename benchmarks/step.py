@@ -99,7 +99,7 @@ def quickstart_parts() -> Parts:
   c.epochs = 1
   base = read_source(c.model.path)
   with tempfile.TemporaryDirectory() as folder:
-    tokenizer = open_tokenizer(c, base)
+    tokenizer = open_tokenizer(c, base.folder)
     encoded, plan, _ = open_data(c, tokenizer, [], Path(folder), Terminal(shown=False))
   cfg = from_hf(base.config)
   mesh = meshes.make_mesh(devices=jax.devices()[:1])

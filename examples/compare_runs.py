@@ -6,9 +6,8 @@ python examples/compare_runs.py runs/english runs/quickstart --metric fidelity -
 import argparse
 from pathlib import Path
 
-from mlit_jax import runtime
+from mlit_jax import charts, runtime
 from mlit_jax.metrics import MEAN, WORST
-from mlit_jax.training import charts
 from mlit_jax.training.run_files import read_run
 
 

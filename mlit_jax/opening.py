@@ -6,6 +6,7 @@ MODEL is a Hugging Face folder, a hub id, or a workdir (DIR, DIR@best, DIR@1200)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,12 +15,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mlit_jax import checks
 from mlit_jax import mesh as meshes
+from mlit_jax.config import nested
 from mlit_jax.data.cache import open_cache
 from mlit_jax.data.encoded import Encoded
 from mlit_jax.data.evalset import EvalSet, make_eval_set
 from mlit_jax.data.hygiene import make_hygiene
 from mlit_jax.data.languages import normalise_tag
+from mlit_jax.data.ledger import make_ledger
 from mlit_jax.data.parts import Recipe
 from mlit_jax.data.plan import Plan, make_plan
 from mlit_jax.data.rows import Conversation, read_sources
@@ -110,14 +114,38 @@ def whole_mesh() -> Mesh:
   return meshes.make_mesh(1, len(jax.devices()), 1)
 
 
-def open_tokenizer(c, base) -> Tokenizer:
+def open_tokenizer(c, model_folder: Path | None) -> Tokenizer:
   """The tokenizer and template that the config names, else the base model's own."""
   return Tokenizer.load(
-    c.tokenizer.path or base.folder,
+    c.tokenizer.path or model_folder,
     template=c.tokenizer.chat_template or None,
     template_kwargs=dict(c.tokenizer.template_kwargs),
     date=c.tokenizer.date,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """All rows that a run trains on and is measured on."""
+
+  encoded: Encoded
+  plan: Plan
+  sets: list[EvalSet]
+  ledger: dict
+
+
+def open_rows(c, tokenizer, root: Path, terminal) -> Data:
+  """The rows that the config names: read, tokenised, planned, and checked as far as no model is needed."""
+  eval_rows = read_eval_sets(c)
+  held_out = itertools.chain.from_iterable(eval_rows.values())
+  encoded, plan, made_from = open_data(c, tokenizer, held_out, root, terminal)
+  sets = open_eval_sets(c, eval_rows, tokenizer)
+  for s in sets:
+    checks.check_eval_set(s, named_languages(c.eval.sets[s.name]))
+  ledger = make_ledger(
+    encoded, plan, mixture=nested(c)["data"]["mixture"], seed=c.seed, made_from=made_from
+  )
+  return Data(encoded, plan, sets, ledger)
 
 
 def open_data(

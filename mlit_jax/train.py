@@ -10,7 +10,6 @@ The same command again goes on where the run stopped. Exit codes: 0 done, 2 some
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,16 +17,11 @@ from pathlib import Path
 from mlit_jax import checks, runtime
 from mlit_jax import mesh as meshes
 from mlit_jax.config import load_config, nested
-from mlit_jax.data import ledger as ledgers
+from mlit_jax.data.figures import measure
+from mlit_jax.data.findings import findings
 from mlit_jax.job import Job
 from mlit_jax.model.config import from_hf, from_scratch, to_hf
-from mlit_jax.opening import (
-  named_languages,
-  open_data,
-  open_eval_sets,
-  open_tokenizer,
-  read_eval_sets,
-)
+from mlit_jax.opening import open_rows, open_tokenizer
 from mlit_jax.training import card, console, workdir
 from mlit_jax.weights import load, source
 
@@ -55,13 +49,9 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   with runtime.locked(root, exclusive=runtime.is_main()):
     workdir.check_free(root, c)
     base = source.read_source(c.model.path) if c.model.path else None
-    tokenizer = open_tokenizer(c, base)
-    eval_rows = read_eval_sets(c)
-    held_out = itertools.chain.from_iterable(eval_rows.values())
-    encoded, plan, made_from = open_data(c, tokenizer, held_out, root, terminal)
-    sets = open_eval_sets(c, eval_rows, tokenizer)
-    for s in sets:
-      checks.check_eval_set(s, named_languages(c.eval.sets[s.name]))
+    tokenizer = open_tokenizer(c, base.folder if base else None)
+    data = open_rows(c, tokenizer, root, terminal)
+    encoded, plan, sets, ledger = data.encoded, data.plan, data.sets, data.ledger
     cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
     checks.check_vocabulary(cfg, tokenizer)
     if base:
@@ -71,9 +61,6 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
       load.check_names(base.folder, cfg)
     mesh = meshes.make_mesh(**c.mesh)
     checks.check_mesh(c, mesh)
-    ledger = ledgers.make_ledger(
-      encoded, plan, mixture=nested(c)["data"]["mixture"], seed=c.seed, made_from=made_from
-    )
     workdir.check_plan(root, ledger)
     job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal)
     runtime.check_same("config", json.dumps(nested(c), sort_keys=True))
@@ -87,6 +74,8 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
       terminal.line(line)
     for line in card.left_out(sets):
       terminal.line(line)
+    for line in findings(encoded, measure(encoded, plan, tokenizer), ledger, tokenizer):
+      terminal.warning(line)
     workdir.keep_tokenizer(root, tokenizer)
     if base:
       if runtime.is_main():

@@ -16,6 +16,8 @@ ENTRY_POINTS = {
 MAY_IMPORT = {
   "errors": set(),
   "metrics": set(),
+  "charts": set(),
+  "page": {"charts"},
   "batch": set(),
   "routing": set(),
   "mesh": {"errors"},
@@ -25,7 +27,17 @@ MAY_IMPORT = {
   "data": {"batch", "detect", "errors"},
   "model": {"batch", "routing", "mesh", "errors"},
   "weights": {"model", "mesh", "errors"},
-  "training": {"batch", "routing", "mesh", "errors", "metrics", "runtime", "config"},
+  "training": {
+    "batch",
+    "routing",
+    "mesh",
+    "errors",
+    "metrics",
+    "runtime",
+    "config",
+    "charts",
+    "page",
+  },
   "evals": {"batch", "mesh", "errors", "metrics", "runtime", "detect", "data", "model"},
 }
 

@@ -181,7 +181,7 @@ def test_the_config_asks_for_rows_that_are_there(out, monkeypatch, tmp_path):
   c.data.train = {
     k: [f.replace("runs/real_rows", str(out)) for f in v] for k, v in c.data.train.items()
   }
-  tokenizer = open_tokenizer(c, base=None)
+  tokenizer = open_tokenizer(c, None)
   _, plan, _ = open_data(c, tokenizer, [], tmp_path, Terminal(shown=False))
   assert plan.stages[0].counts == c.data.mixture["counts"]
   # An evaluation after every second epoch.

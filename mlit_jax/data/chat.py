@@ -81,7 +81,25 @@ class Template:
     after = skeleton.after(1) if skeleton else self._text(probe).split(probe[-1][1])[-1]
     return self._stop(after, "")
 
+  def opening(self) -> str:
+    """What the template writes before the first question where a row has no system text."""
+    mark = _mark(0, "")
+    return self._text([("user", mark)], generation=True).split(mark)[0]
+
+  def prints_the_date(self) -> bool:
+    """Whether a render depends on the day it is made."""
+    probes = ([("user", "a")], [("system", "b"), ("user", "a")])
+    other = dataclasses.replace(self, date="1999-12-31")
+    return any(self._try(turns) != other._try(turns) for turns in probes)
+
   # --- rendering
+
+  def _try(self, turns) -> str | None:
+    """The prompt, or None where the template refuses the roles."""
+    try:
+      return self._text(turns, generation=True)
+    except UserError:
+      return None
 
   @property
   def _has_generation_blocks(self) -> bool:

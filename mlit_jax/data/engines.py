@@ -72,6 +72,14 @@ class HuggingFace:
   def token_id(self, token: str | None) -> int | None:
     return None if token is None else self._tokenizer.token_to_id(token)
 
+  def partial_ids(self) -> list[int]:
+    """The tokens that spell no whole character: bytes of one, by byte fallback or in a byte-level vocabulary."""
+    vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+    decoder = self._tokenizer.decoder
+    if decoder is not None and '"ByteLevel"' in decoder.__getstate__().decode():
+      return [i for token, i in vocab.items() if not _is_whole(token)]
+    return [i for token, i in vocab.items() if _is_high_byte(token)]
+
   def encode(self, text: str) -> list[int]:
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -174,6 +182,15 @@ class SentencePiece:
     if token is None:
       return None
     return self.added[token] if token in self.added else self.token_id_of_model(token)
+
+  def partial_ids(self) -> list[int]:
+    """The tokens that spell no whole character: single bytes of one."""
+    model = self._model
+    return [
+      i
+      for i in range(model.get_piece_size())
+      if model.is_byte(i) and _is_high_byte(model.id_to_piece(i))
+    ]
 
   def named(self) -> dict[str, str]:
     """The special tokens that the model itself names."""
@@ -292,6 +309,27 @@ def _is_clear(encoding, first: int, last: int, start: int, end: int) -> bool:
     if not end <= a < b:
       return False
   return True
+
+
+def _is_high_byte(token: str) -> bool:
+  """<0x80> to <0xFF>: a part of a character. The lower ones are characters."""
+  return re.fullmatch(r"<0x[89A-F][0-9A-F]>", token) is not None
+
+
+def _is_whole(token: str) -> bool:
+  """Whether the bytes that a byte-level token stands for are whole characters."""
+  try:
+    bytes(_BYTES[ch] for ch in token).decode("utf-8")
+  except (KeyError, UnicodeDecodeError):
+    return False
+  return True
+
+
+# The characters by which byte-level vocabularies (GPT-2's and after) write bytes: those that can be seen stand for
+# themselves, the others for the next free ones from U+0100.
+_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_UNSEEN = [b for b in range(256) if b not in _SEEN]
+_BYTES = {chr(b): b for b in _SEEN} | {chr(0x100 + i): b for i, b in enumerate(_UNSEEN)}
 
 
 def _spm_offsets(jobs):

@@ -103,6 +103,16 @@ class Tokenizer:
   def unk_id(self) -> int | None:
     return self._id("unk_token")
 
+  @functools.cached_property
+  def special_ids(self) -> frozenset[int]:
+    """The ids that are matched whole in a text: markers of turns, not words."""
+    return frozenset(self.engine.added.values())
+
+  @functools.cached_property
+  def partial_ids(self) -> np.ndarray:
+    """int64, the ids that spell only a part of a character."""
+    return np.array(self.engine.partial_ids(), np.int64)
+
   def encode_text(self, text: str) -> list[int]:
     return self.engine.encode(text)
 

@@ -19,6 +19,7 @@ from rich.progress import (
   TimeRemainingColumn,
   TransferSpeedColumn,
 )
+from rich.text import Text
 
 # Between two lines about the same transfer where there is no terminal.
 LINE_SECONDS = 10.0
@@ -39,6 +40,9 @@ class Terminal:
 
   def line(self, text: str) -> None:
     self.console.print(text, markup=False)
+
+  def warning(self, text: str) -> None:
+    self.console.print(Text.assemble(("warning: ", "bold yellow"), text))
 
   def table(self, table) -> None:
     self.console.print(table)

@@ -12,53 +12,30 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-import langcodes
-
-from mlit_jax import runtime
+from mlit_jax import charts, page, runtime
+from mlit_jax.charts import escape
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN
-from mlit_jax.training import charts
 from mlit_jax.training.card import METRIC_FORMAT
-from mlit_jax.training.charts import escape
 from mlit_jax.training.run_files import SUMMARY_ROWS, Run, read_run
 
 NAMES = {"fidelity": "language fidelity", "bits_per_byte": "bits per byte", "chrf": "chrF"}
 SAMPLES = 2  # answers shown per language
 MAX_CHARACTERS = 700  # of a shown prompt or answer
 MAX_LINES = 24  # languages in one chart of curves; more cannot be told apart
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-
 STYLE = f"""
-:root {{ color-scheme: light dark; {charts.LIGHT} }}
-@media screen and (prefers-color-scheme: dark) {{ :root {{ {charts.DARK} }} }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; padding: 24px 16px 64px; max-width: 1120px; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }}
-h1 {{ font-size: 26px; margin: 0 0 4px; line-height: 1.2; }} h2 {{ font-size: 19px; margin: 40px 0 6px; }}
-figure {{ margin: 0; }} h3 {{ font-size: 15px; margin: 24px 0 6px; }} p {{ margin: 4px 0 10px; max-width: 76ch; }}
-.quiet {{ color: var(--muted); }} code {{ font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }}
-.notice {{ border-left: 4px solid var(--c1); padding: 2px 12px; }}
 .pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px 40px; align-items: start; }}
 .pair .chart {{ width: 100%; max-width: 540px; height: auto; display: block; }}
 .key {{ display: inline-block; width: 10px; height: 10px; border-radius: 50%; border: 2px solid var(--muted); }}
 .key.new {{ background: var(--c0); border-color: var(--c0); }} .key.worse {{ background: var(--c1); border-color: var(--c1); }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; vertical-align: top; }}
-th {{ font-weight: 600; }} thead th {{ vertical-align: bottom; }}
-.lang {{ text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--page); }} .group {{ text-align: center; }}
-tr.sum > * {{ border-top: 2px solid var(--muted); font-weight: 600; }} td small {{ color: var(--muted); display: block; font-size: 11.5px; }}
-.wrong {{ color: var(--c1); font-weight: 700; }}
 .sample {{ border-top: 1px solid var(--rule); padding: 8px 0 12px; }}
 .sample > p {{ margin: 0 0 6px; max-width: none; font-weight: 600; }}
 .answers {{ display: grid; grid-template-columns: 1fr 1fr; gap: 4px 24px; }} .answers h4 {{ margin: 0; font-size: 12px; font-weight: 400; color: var(--muted); }}
 .said {{ white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; max-height: 10.5em; overflow-y: auto; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 14px; font-size: 13px; }} dd {{ margin: 0; overflow-wrap: anywhere; }}
-@media (max-width: 560px) {{ .answers {{ grid-template-columns: 1fr; }} th, td {{ padding: 4px 7px; }} }}
-@media print {{ body {{ max-width: none; padding: 0; font-size: 11pt; }} .wide {{ overflow: visible; }} table {{ font-size: 7.5pt; }}
-  th, td {{ padding: 2px 4px; }} .said {{ max-height: none; font-size: 9pt; line-height: 1.35; }} tr, .sample, .chart {{ break-inside: avoid; }} h2, h3 {{ break-after: avoid; }}
+@media (max-width: 560px) {{ .answers {{ grid-template-columns: 1fr; }} }}
+@media print {{ .said {{ max-height: none; font-size: 9pt; line-height: 1.35; }} .sample, .chart {{ break-inside: avoid; }}
   .pair {{ grid-template-columns: 1fr 1fr; gap: 16px; }} }}
 {charts.COLOURS}"""
 
@@ -74,16 +51,8 @@ def write_report(root: Path) -> Path:
   sections += [curves(run), ledger_table(run)]
   sections += [metrics_table(run, name) for name in run.sets]
   sections += [samples(run), foot(run)]
-  page = (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>{escape(run.name)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
-    + "\n".join(sections)
-    + "\n</body></html>\n"
-  )
   path = root / "report.html"
-  runtime.write_atomic(path, page)
+  runtime.write_atomic(path, page.html(run.name, sections, STYLE))
   return path
 
 
@@ -235,7 +204,7 @@ def metrics_table(run: Run, name: str) -> str:
   for lang in [*run.order(by_lang), *(x for x in SUMMARY_ROWS if x in by_lang)]:
     cells = "".join(f"<td>{_figure_cell(m, by_lang[lang].get(m))}</td>" for m in metrics)
     rows.append(
-      f'<tr{" class=sum" if lang == MEAN else ""}><td class="lang">{_language(lang)}</td>{cells}</tr>'
+      f'<tr{" class=sum" if lang == MEAN else ""}><td class="lang">{page.language(lang)}</td>{cells}</tr>'
     )
   titles = "".join(f"<th>{escape(_name(m))}</th>" for m in metrics)
   return (
@@ -253,7 +222,7 @@ def samples(run: Run) -> str:
   steps = [first, last] if first != last else [last]
   parts = ["<h2>Answers</h2>"]
   for lang in run.order({lang for lang, _ in run.answers[last]}):
-    parts.append(f"<h3>{_language(lang)}</h3>")
+    parts.append(f"<h3>{page.language(lang)}</h3>")
     for key in [key for key in run.answers[last] if key[0] == lang][:SAMPLES]:
       answers = "".join(_answer(lang, step, run.answers[step].get(key)) for step in steps)
       prompt = _said("p", lang, run.answers[last][key].get("prompt", ""))
@@ -282,7 +251,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
     entry = run.ledger.get("languages", {}).get(lang, {})
     rows.append(
       charts.Row(
-        name=lang if lang in SUMMARY_ROWS else f"{lang} {_display_name(lang)}".strip(),
+        name=lang if lang in SUMMARY_ROWS else f"{lang} {page.language_name(lang)}".strip(),
         note=f"{entry.get('per_epoch') or 0:,}"
         if run.ledger and lang not in SUMMARY_ROWS
         else _worst_names(before, after),
@@ -331,7 +300,7 @@ def _ledger_cells(lang: str, e: dict) -> str:
   pairs = _pairs(e)
   density = f"{e['bytes_per_token']:.2f}" if e["bytes_per_token"] else ""
   return (
-    f'<td class="lang">{_language(lang)}</td>'
+    f'<td class="lang">{page.language(lang)}</td>'
     f"<td>{e['rows_read']:,}</td><td>{_reasons(e['dropped'])}</td><td>{_reasons(e.get('flagged', {}))}</td>"
     f"<td>{e['per_epoch'] or 0:,}</td>{pairs}"
     f"<td>{e['share_of_trained_tokens']:.2%}</td><td>{e['repeats']:,}</td><td>{e['truncated']:,}</td><td>{density}</td>"
@@ -397,21 +366,6 @@ def _said(tag: str, lang: str, text: object) -> str:
 
 def _missing(title: str, text: str) -> str:
   return f'<h2>{escape(title)}</h2>\n<p class="quiet">{escape(text)}</p>'
-
-
-def _language(lang: str) -> str:
-  name = _display_name(lang)
-  return f"{escape(lang)} {escape(name)}".strip()
-
-
-def _display_name(lang: str) -> str:
-  """English name of a tag, or nothing for what is no tag. A report goes without names rather than fail."""
-  if lang in (*SUMMARY_ROWS, "total") or not find_spec("language_data"):
-    return ""
-  try:
-    return langcodes.Language.get(lang).display_name() if langcodes.tag_is_valid(lang) else ""
-  except ValueError:
-    return ""
 
 
 def _name(metric: str) -> str:

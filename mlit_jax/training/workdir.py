@@ -16,7 +16,7 @@ from mlit_jax.config import flatten, nested
 from mlit_jax.errors import UserError
 from mlit_jax.model.decoder import is_spec
 
-OURS_BEFORE_START = (".lock", "cache")
+OURS_BEFORE_START = (".lock", "cache", "preview.html")
 OURS_BEGUN = ".config.json."  # what a kill leaves of the first file
 FREE = ("workdir", "log.", "mesh.", "data.cache_dir")  # keys that may differ when a run goes on
 PACKAGES = (

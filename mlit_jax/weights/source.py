@@ -62,11 +62,7 @@ class ModelSource:
 
 def read_source(path) -> ModelSource:
   """The source at a local folder, or at a hub id ("owner/name" or "owner/name@revision")."""
-  folder = pathlib.Path(path).expanduser()
-  if not folder.is_dir():
-    if folder.exists():
-      raise UserError(f"model {str(path)!r} is a file; name the folder that holds it.")
-    folder = _download(str(path))
+  folder = model_folder(path)
   config = _read_config(folder / "config.json")
   layout = hf_files.read_layout(folder)
   carried = _carried_names(config, layout)
@@ -74,6 +70,16 @@ def read_source(path) -> ModelSource:
   return ModelSource(
     folder, config, _read_kept_files(folder), layout, {name: arrays[name] for name in carried}
   )
+
+
+def model_folder(path, *, weights: bool = True) -> pathlib.Path:
+  """The local folder of a model, or the cached one of a hub id, fetched if need be (without its weights, if so asked)."""
+  folder = pathlib.Path(path).expanduser()
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise UserError(f"model {str(path)!r} is a file; name the folder that holds it.")
+  return _download(str(path), [*KEPT_FILES, *(WEIGHT_FILES if weights else ())])
 
 
 def save_source_copy(source: ModelSource, workdir) -> pathlib.Path:
@@ -195,7 +201,7 @@ def _read_kept_files(folder: pathlib.Path) -> dict[str, bytes]:
   return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(paths)}
 
 
-def _download(path: str) -> pathlib.Path:
+def _download(path: str, wanted: list[str]) -> pathlib.Path:
   """The cached folder of a hub id, fetched if need be; config.json first, it may rule it out."""
   repo, _, revision = path.partition("@")
   if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
@@ -204,7 +210,6 @@ def _download(path: str) -> pathlib.Path:
   import huggingface_hub
   from huggingface_hub import constants, errors
 
-  wanted = [*KEPT_FILES, *WEIGHT_FILES]
   try:
     config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision or None)
     _read_config(pathlib.Path(config))

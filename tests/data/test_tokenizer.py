@@ -418,3 +418,22 @@ def test_a_tokenizer_travels_to_another_process(kind, spm_models, tmp_path):
   again = pickle.loads(pickle.dumps(tokenizer))
   assert [again.encode_text(t) for t in TEXTS] == [tokenizer.encode_text(t) for t in TEXTS]
   assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_parts_of_characters_are_known(spm_models, tmp_path):
+  """By byte fallback the bytes from 0x80 on; in a byte-level vocabulary whatever is no whole character."""
+  bpe = Tokenizer.load(str(spm_models["bpe"]))
+  pieces = [bpe.engine._model.id_to_piece(i) for i in bpe.partial_ids]
+  assert pieces == [f"<0x{b:02X}>" for b in range(0x80, 0x100)]
+  (tmp_path / "exported").mkdir()
+  for name, data in bpe.files.items():
+    (tmp_path / "exported" / name).write_bytes(data)
+  again = Tokenizer.load(str(tmp_path / "exported"))  # the same vocabulary as a tokenizer.json
+  assert sorted(again.partial_ids) == sorted(bpe.partial_ids)
+
+  level = Tokenizer.load(str(write_folder(tmp_path / "level")))
+  partial = set(level.partial_ids.tolist())
+  for i in range(level.vocab_size):
+    if i not in level.special_ids:
+      assert (i in partial) == ("\ufffd" in level.decode([i])), i
+  assert len(partial) > 128

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mlit_jax.training import charts
+from mlit_jax import charts
 from mlit_jax.training.report import write_chart, write_report
 
 EVIL = "\"><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>&amp;"

@@ -219,8 +219,12 @@ def is_number(value) -> bool:
 
 def escape(text: object) -> str:
   """Text of data or a model for HTML and SVG: markup inert, control characters visible, half an emoji a "?"."""
-  shown = "".join(_visible(ch) for ch in str(text).encode("utf-8", "replace").decode("utf-8"))
-  return html.escape(shown, quote=True)
+  return html.escape(visible(str(text)), quote=True)
+
+
+def visible(text: str) -> str:
+  """Control characters as their pictures (␀), half an emoji as "?"."""
+  return "".join(_visible(ch) for ch in text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def shorten(text: str, most: int) -> str:
