@@ -71,8 +71,10 @@ def get_config():
   o.eps = 1e-8
   o.gradient_clip_norm = 1.0  # global norm; 0 clips nothing
 
-  c.eval = e = ConfigDict(convert_dict=False)
+  c.eval = e = ConfigDict(convert_dict=False, type_safe=False)  # suites may be a list
   e.sets = {}  # {"heldout": {language: [files]} or [files]}
+  e.suites = ()  # suites besides: "belebele:PATH", "mine.py", ...; see docs/suites.md
+  e.suite_items = 0  # of a suite, per language; 0: all
   e.every_steps = 0  # 0: only before the first and after the last step
   e.at_start = True
   e.generate_rows = 8  # per language and set: answers written and judged; 0: loss only

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
+from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, image_token, text_config
@@ -42,6 +44,7 @@ RANGES = {
   "optimizer.gradient_clip_norm": (0, ANY),
   "eval.every_steps": (0, ANY),
   "eval.generate_rows": (0, ANY),
+  "eval.suite_items": (0, ANY),
   "eval.max_new_tokens": (1, ANY),
   "eval.temperature": (0, ANY),
   "checkpoint.every_steps": (0, ANY),
@@ -110,6 +113,15 @@ def check_mesh(c, mesh) -> None:
     )
 
 
+def check_set_names(names: Iterable[str]) -> None:
+  """Each set and suite writes a file, and names metrics: two of one name would write over each other."""
+  twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)
+  if twice:
+    raise UserError(
+      f"two evaluation sets or suites are named {', '.join(twice)}; each needs a name of its own"
+    )
+
+
 def check_eval_set(s: EvalSet, languages: Iterable[str]) -> None:
   """Refuse a set in which a language has no row left: it would be missing from every figure."""
   measured = {s.encoded.languages[i] for i in np.unique(s.encoded.language)}
@@ -145,7 +157,7 @@ def check_images(encoded: Encoded, hf_config: dict) -> None:
     )
 
 
-def check_best(metric: str, sets: list[EvalSet]) -> None:
+def check_best(metric: str, sets: Sequence[EvalSet], suites: Sequence[Suite] = ()) -> None:
   """Whether the evaluations will have the figure that `checkpoint.best` goes by."""
   known = [
     f"{s.name}/{lang}/{name}"
@@ -153,6 +165,12 @@ def check_best(metric: str, sets: list[EvalSet]) -> None:
     for lang in (*s.encoded.languages, MEAN, WORST)
     for name in summary.METRICS
     if s.questions or name in LOWER_IS_BETTER
+  ]
+  known += [
+    f"{s.name}/{lang}/{name}"
+    for s in suites
+    for lang in (*sorted({item.lang for item in s.items}), MEAN, WORST)
+    for name in metric_names(s)
   ]
   if metric and metric not in known:
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0)

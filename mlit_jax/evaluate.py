@@ -1,6 +1,7 @@
-"""Evaluate a model on rows, per language.
+"""Evaluate a model on rows and suites, per language.
 
 python -m mlit_jax.evaluate --model runs/quickstart --suite 'mlit_jax/assets/instructions12/eval/*.jsonl' --out runs/quickstart/final
+python -m mlit_jax.evaluate --model runs/quickstart --suite belebele:data/belebele mgsm:data/mgsm mine.py --languages sw,fi --out runs/quickstart/suites
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 
 from mlit_jax import mesh as meshes
 from mlit_jax import runtime
-from mlit_jax.checks import check_eval_set
+from mlit_jax.checks import check_eval_set, check_set_names
 from mlit_jax.data.evalset import make_eval_set
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Conversation, read_sources
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
+from mlit_jax.evals.suites.opening import is_suite, open_suite
 from mlit_jax.opening import open_model, whole_mesh
 from mlit_jax.training import card
 from mlit_jax.training.console import Terminal
@@ -38,14 +40,19 @@ def main() -> int:
     "--suite",
     nargs="+",
     required=True,
-    help="rows files or quoted globs, a set each; rows carry `lang`",
+    help="rows files or quoted globs, a set each (rows carry `lang`); or suites: NAME:PATH, FILE.py, FILE.suite.json",
   )
   parser.add_argument("--languages", default="", help="only these, e.g. sw,fi")
   parser.add_argument("--out", required=True, help="folder for summary.json and generations.jsonl")
   parser.add_argument(
     "--generate_rows", type=int, default=8, help="answers per language; 0: loss only"
   )
-  parser.add_argument("--max_new_tokens", type=int, default=64)
+  parser.add_argument(
+    "--suite_items", type=int, default=0, help="items of a suite per language; 0: all"
+  )
+  parser.add_argument(
+    "--max_new_tokens", type=int, default=64, help="of an answer to a row; suites have their own"
+  )
   parser.add_argument("--max_length", type=int, default=1024)
   parser.add_argument("--rows", type=int, default=8, help="rows at once")
   parser.add_argument("--temperature", type=float, default=0.0)
@@ -59,31 +66,37 @@ def main() -> int:
 
 def run(args) -> None:
   """Read the rows, open the model, score and answer, write."""
-  for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0)):
+  for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0), ("suite_items", 0)):
     if getattr(args, name) < least:
       raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
   out = Path(args.out)
   if out.exists() and not out.is_dir():
     raise UserError(f"--out {out} is a file; name a folder")
   wanted = {normalise_tag(tag) for tag in args.languages.split(",") if tag}
-  suites = {name: read_suite(files, wanted) for name, files in by_name(args.suite).items()}
+  suites = [
+    open_suite(spec).only(wanted, args.suite_items) for spec in args.suite if is_suite(spec)
+  ]
+  files = by_name([spec for spec in args.suite if not is_suite(spec)])
+  rows = {name: read_rows(paths, wanted) for name, paths in files.items()}
+  check_set_names([*rows, *(s.name for s in suites)])
   runtime.start()
   terminal = Terminal(shown=runtime.is_main())
   mesh = whole_mesh()
   model = open_model(args.model, mesh, terminal)
   positions = json.loads(model.files["config.json"]).get("max_position_embeddings")
+  max_length = min(args.max_length, positions or args.max_length)
   sets = [
     make_eval_set(
       name,
-      rows,
+      of_set,
       model.tokenizer,
-      max_length=min(args.max_length, positions or args.max_length),
+      max_length=max_length,
       generate_rows=args.generate_rows,
     )
-    for name, rows in suites.items()
+    for name, of_set in rows.items()
   ]
-  for suite in sets:
-    check_eval_set(suite, wanted)
+  for of_set in sets:
+    check_eval_set(of_set, wanted)
   for line in card.left_out(sets):
     terminal.line(f"{line}; raise --max_length (the model has {positions} positions)")
   evaluator = Evaluator(
@@ -97,6 +110,8 @@ def run(args) -> None:
     top_p=args.top_p,
     seed=args.seed,
     dtype=jnp.dtype(args.dtype),
+    suites=suites,
+    max_length=max_length,
   )
   figures, records = evaluator.run(model.params)
   if runtime.is_main():
@@ -116,7 +131,7 @@ def by_name(suites: list[str]) -> dict[str, list[str]]:
   return names
 
 
-def read_suite(files: list[str], wanted: set[str]) -> list[Conversation]:
+def read_rows(files: list[str], wanted: set[str]) -> list[Conversation]:
   """The rows of one set, only in the wanted languages if any are named."""
   rows = read_sources(files, where="--suite").conversations
   missing = wanted - {c.lang for c in rows}

@@ -13,6 +13,7 @@ from mlit_jax.data import ledger as ledgers
 from mlit_jax.data.loader import load_batches
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
+from mlit_jax.evals.suites.suite import metric_names
 from mlit_jax.model import decoder
 from mlit_jax.training import card, flops, report, workdir
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
@@ -25,7 +26,7 @@ from mlit_jax.weights import load
 class Job:
   """One training job: the parts of the run, put together for the loop."""
 
-  def __init__(self, c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal):
+  def __init__(self, c, root, cfg, mesh, tokenizer, encoded, plan, sets, suites, ledger, terminal):
     self.c, self.root, self.cfg, self.mesh, self.terminal = c, root, cfg, mesh, terminal
     self.tokenizer, self.encoded, self.plan, self.ledger = tokenizer, encoded, plan, ledger
     self.dtype = jnp.dtype(c.model.dtype)
@@ -37,8 +38,8 @@ class Job:
     self.shapes = decoder.param_shapes(cfg)
     self.param_shardings = meshes.param_shardings(self.specs, mesh)
     self.shardings = state_shardings(self.optimizer, self.param_shardings, self.shapes, mesh)
-    self.best_metric = c.checkpoint.best or (f"{sets[0].name}/mean/loss" if sets else "")
-    check_best(self.best_metric, sets)
+    self.best_metric = c.checkpoint.best or default_best(sets, suites)
+    check_best(self.best_metric, sets, suites)
     self.evaluator = Evaluator(
       cfg,
       mesh,
@@ -51,6 +52,8 @@ class Job:
       seed=c.seed,
       dtype=self.dtype,
       languages=plan.languages,
+      suites=suites,
+      max_length=c.batch.max_length,
     )
 
   def run(self, base) -> None:
@@ -149,7 +152,7 @@ class Job:
 
   def evaluate(self, step: int, params) -> float | None:
     """All sets and languages at this step: files, events and lines; returns the metric for `best`."""
-    if not self.evaluator.sets:
+    if not (self.evaluator.sets or self.evaluator.suites):
       return None
     figures, records = self.evaluator.run(params)
     flat = summary.flatten(figures)
@@ -198,3 +201,10 @@ class Job:
     self.terminal.line(
       f"export  python -m mlit_jax.export --workdir {self.root} --out {self.root}/export"
     )
+
+
+def default_best(sets, suites) -> str:
+  """What `checkpoint.best` goes by where the config does not say."""
+  if sets:
+    return f"{sets[0].name}/mean/loss"
+  return f"{suites[0].name}/mean/{metric_names(suites[0])[0]}" if suites else ""

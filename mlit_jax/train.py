@@ -62,7 +62,7 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     mesh = meshes.make_mesh(**c.mesh)
     checks.check_mesh(c, mesh)
     workdir.check_plan(root, ledger)
-    job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal)
+    job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, data.suites, ledger, terminal)
     runtime.check_same("config", json.dumps(nested(c), sort_keys=True))
     runtime.check_same("the plan of their data", plan.hash)
     # All is checked that can be: from here on, files are written.

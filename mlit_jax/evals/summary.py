@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ METRICS = {
   "exact": ("exact", None, 1.0),
 }
 SHARES = ("fidelity", "stopped", "exact")
+NO_SUMS = (None, None, 1.0)  # a metric of a suite: the mean of Record.scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Record:
 
   group_id: the same in other languages for the same example; examples of a group are resampled
   together. nll, tokens, bytes: of the trained text. prompt, response, stopped, response_tokens,
-  reference: of a generation. faithful, chrf, exact: filled by score_responses.
+  reference: of a generation. faithful, chrf, exact: filled by score_responses. scores: what a suite measures
+  of its own, by name: hits and misses (bool) or numbers.
   """
 
   set: str
@@ -58,6 +60,7 @@ class Record:
   faithful: bool | None = None
   chrf: float | None = None
   exact: bool | None = None
+  scores: Mapping[str, bool | float] = dataclasses.field(default_factory=dict)
 
 
 def summarise(records: Iterable[Record], *, seed: int = 0) -> dict:
@@ -106,7 +109,7 @@ def flatten(summary: dict) -> dict[str, float | None]:
 def table(summary: dict, name: str) -> Table:
   """Languages x metrics of one set, with intervals, the mean and the worst below a line."""
   by_lang = summary[name]
-  metrics = [m for m in METRICS if any(m in by_metric for by_metric in by_lang.values())]
+  metrics = _in_order({m for by_metric in by_lang.values() for m in by_metric})
   out = Table(title=name, title_justify="left")
   out.add_column("language", no_wrap=True)
   for metric in metrics:
@@ -159,7 +162,7 @@ def _to_json(value, indent=None) -> str:
 def _summarise_set(records, seed) -> dict:
   languages = sorted({r.lang for r in records})
   out = {lang: {} for lang in [*languages, MEAN, WORST]}
-  for metric in METRICS:
+  for metric in _in_order({*METRICS, *(name for r in records for name in r.scores)}):
     measured = [r for r in records if _is_measured(r, metric)]
     figures = {}
     for lang in sorted({r.lang for r in measured}):
@@ -172,18 +175,32 @@ def _summarise_set(records, seed) -> dict:
   return out
 
 
+def _in_order(metrics: set[str]) -> list[str]:
+  """METRICS in their order, then those of suites by name."""
+  return [m for m in METRICS if m in metrics] + sorted(metrics - METRICS.keys())
+
+
 def _is_measured(record, metric) -> bool:
+  if metric not in METRICS:
+    return metric in record.scores
   numerator, denominator, _ = METRICS[metric]
   return getattr(record, numerator) is not None and (
     denominator is None or getattr(record, denominator) is not None
   )
 
 
+def _is_share(metric, records) -> bool:
+  """Whether the metric counts hits; a suite's own does if all of its values are true or false."""
+  if metric in METRICS:
+    return metric in SHARES
+  return all(isinstance(r.scores[metric], (bool, np.bool_)) for r in records)
+
+
 def _figure(metric, records, seed) -> Figure:
   numerators, denominators = _sums(metric, records)
-  if metric in SHARES:
+  if _is_share(metric, records):
     return proportion_figure(numerators)
-  if METRICS[metric][1] is None:
+  if metric not in METRICS or METRICS[metric][1] is None:
     return mean_figure(numerators, seed=seed)
   return ratio_figure(numerators, denominators, seed=seed, scale=METRICS[metric][2])
 
@@ -199,13 +216,20 @@ def _mean(metric, records, languages, seed) -> Figure:
     cell = groups[_group(r)], languages.index(r.lang)
     num_GL[cell] += num
     den_GL[cell] = np.nan_to_num(den_GL[cell]) + den
-  mean = macro_figure(num_GL, den_GL, seed=seed, scale=METRICS[metric][2], wilson=metric in SHARES)
+  mean = macro_figure(
+    num_GL,
+    den_GL,
+    seed=seed,
+    scale=METRICS.get(metric, NO_SUMS)[2],
+    wilson=_is_share(metric, records),
+  )
   return dataclasses.replace(mean, n=len(records))
 
 
 def _sums(metric, records):
-  numerator, denominator, _ = METRICS[metric]
-  numerators = np.array([float(getattr(r, numerator)) for r in records])
+  numerator, denominator, _ = METRICS.get(metric, NO_SUMS)
+  values = [r.scores[metric] if numerator is None else getattr(r, numerator) for r in records]
+  numerators = np.array([float(v) for v in values])
   return numerators, np.array(
     [1.0 if denominator is None else float(getattr(r, denominator)) for r in records]
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.table import Table
@@ -99,13 +100,19 @@ def ledger_table(ledger: dict) -> Table:
 def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
   """One line per evaluation: the mean and the worst language of each metric."""
   parts = [f"eval {step:>{len(str(total))}}/{total}  {name}"]
-  for metric, form in METRIC_FORMAT.items():
+  for metric in shown_metrics(by_lang[MEAN]):
+    form = METRIC_FORMAT.get(metric, ".3f")
     mean, worst = by_lang[MEAN].get(metric), by_lang[WORST].get(metric)
     if mean and mean["value"] is not None and metric != "exact":
       parts.append(
         f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})"
       )
   return "  ".join(parts)
+
+
+def shown_metrics(found: Iterable[str]) -> list[str]:
+  """The metrics of a set in the order of tables, those of a suite's own at the end."""
+  return [m for m in METRIC_FORMAT if m in found] + sorted(set(found) - METRIC_FORMAT.keys())
 
 
 def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
@@ -159,7 +166,7 @@ def _base_name(path: str) -> str:
 
 
 def _set_rows(before: dict, after: dict) -> list[str]:
-  metrics = [m for m in METRIC_FORMAT if m in after[MEAN]]
+  metrics = shown_metrics(after[MEAN])
   rows = [f"| language | {' | '.join(metrics)} |", f"|---|{'--:|' * len(metrics)}"]
   for lang, figures in after.items():
     cells = []
@@ -174,4 +181,4 @@ def _show(metric: str, figure: dict | None) -> str:
   if not figure or figure["value"] is None:
     return "–"
   worst = f"{figure['lang']} " if "lang" in figure else ""
-  return f"{worst}{figure['value']:{METRIC_FORMAT[metric]}}"
+  return f"{worst}{figure['value']:{METRIC_FORMAT.get(metric, '.3f')}}"
