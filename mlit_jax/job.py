@@ -15,6 +15,7 @@ from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.model import decoder
 from mlit_jax.training import card, flops, report, workdir
+from mlit_jax.training.batch_log import BatchLog
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
 from mlit_jax.training.loop import Run, train
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -99,6 +100,7 @@ class Job:
         evaluate=self.evaluate,
         save=self.save,
         log=lambda step, event: workdir.log(self.root, step, event),
+        note=BatchLog(self.root, first, self.places).note if c.log.batches else None,
         terminal=terminal,
         trained=trained,
         eval_every=c.eval.every_steps,
@@ -168,6 +170,10 @@ class Job:
   def save(self, state: State, trained: dict, metric: float | None) -> None:
     meta = {"step": int(state.step), "plan": self.plan.hash, "trained": trained}
     self.checkpoints.save(state, meta, metric)
+
+  def places(self, step: int) -> list[list[str]]:
+    """Where the examples of each row of a step come from."""
+    return [[self.encoded.place(i) for i in row] for row in self.plan.rows(step)]
 
   def log_parameters(self) -> None:
     """One line per parameter into parameters.txt: path, shape, where it lies."""

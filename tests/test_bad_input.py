@@ -319,18 +319,7 @@ def test_a_workdir_of_something_else(attempt, tmp_path):
 def begun(tmp_path_factory):
   """The workdir of a run that has trained and was stopped, as its files say; nothing was computed for it."""
   folder = tmp_path_factory.mktemp("begun")
-  config, workdir = commands.write_config(folder, "c.batch.rows = 8"), folder / "run"
-
-  def stop(self, base):
-    raise UserError("far enough")
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Job, "run", stop)
-    code, _, err = commands.here(train, "--config", config, "--workdir", workdir)
-  assert (code, err) == (2, "error: far enough\n")
-  (workdir / "checkpoints" / "2").mkdir(parents=True)
-  (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
-  return workdir
+  return commands.begun(commands.write_config(folder, "c.batch.rows = 8"), folder / "run")
 
 
 def test_a_workdir_of_a_different_config(attempt, begun):
