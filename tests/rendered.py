@@ -105,15 +105,18 @@ def golden(name: str) -> str:
   with tempfile.TemporaryDirectory() as folder:
     tokenizer = _tokenizer(name, pathlib.Path(folder))
   stop = tokenizer.stop_ids[0]
-  lines = [
-    f"A turn ends with {_token(tokenizer, stop)}. Trained are the tokens in ⟦ ⟧; {END} is the end of the text.",
-    "",
-  ]
   conversations = {script: _messages(contents) for script, contents in SCRIPTS.items()}
   script, first = next(iter(conversations.items()))
   conversations[f"{script}, with a system text"] = [
     {"role": "system", "content": SYSTEM},
     *first,
+  ]
+  *_, question, _ = first
+  asked = tokenizer.template.prompt(first[:-1]).split(question["content"])[1]
+  lines = [
+    f"A turn ends with {_token(tokenizer, stop)}. Trained are the tokens in ⟦ ⟧; {END} is the end of the text.",
+    f"The model is asked to go on after {asked!r}.",
+    "",
   ]
   for title, messages in conversations.items():
     text, last = marked(tokenizer, messages)
