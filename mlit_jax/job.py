@@ -191,6 +191,8 @@ class Job:
     ledger = ledgers.with_trained(self.ledger, trained)
     workdir.keep_ledger(self.root, ledger)
     self.terminal.table(card.ledger_table(ledger))
+    for line in card.judged_line(ledger):
+      self.terminal.line(line)
     before = workdir.read_evaluation(self.root, 0)
     last = workdir.read_evaluation(self.root, self.plan.steps)
     for name in last:

@@ -20,7 +20,7 @@ import langcodes
 from mlit_jax import runtime
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN
 from mlit_jax.training import charts
-from mlit_jax.training.card import METRIC_FORMAT
+from mlit_jax.training.card import METRIC_FORMAT, judged_line
 from mlit_jax.training.charts import escape
 from mlit_jax.training.run_files import SUMMARY_ROWS, Run, read_run
 
@@ -194,6 +194,8 @@ def ledger_table(run: Run) -> str:
     text = (
       "Planned, and beside it what the device counted in the batches: they agree in every language."
     )
+  for line in judged_line(run.ledger):
+    text += f" {escape(line[0].upper() + line[1:])}."
   rows = "".join(
     f"<tr>{_ledger_cells(lang, languages[lang])}</tr>{_source_rows(languages[lang])}"
     for lang in run.order(languages)
