@@ -186,7 +186,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(config, undisturbed, tmp_pa
   both = begin_two(config, workdir)
   assert commands.wait_for_step(both[0], workdir, 4)
   both[1].terminate()
-  ends = [commands.ended(p, timeout=120) for p in both]
+  ends = [commands.ended(p) for p in both]
   assert [code for code, *_ in ends] == [75, 75], ends
   assert resolve_step(workdir / "checkpoints", "latest") >= 4
   assert_done(config, workdir)
