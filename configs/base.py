@@ -97,6 +97,7 @@ def get_config():
   c.log = g = ConfigDict(convert_dict=False, type_safe=False)  # trackers may be a list
   g.every_steps = 10
   g.trackers = ()  # besides TensorBoard: "wandb", "trackio"
+  g.batches = False  # a line for each row of each step: its examples, and a digest of what was fed
   g.peak_tflops = 0.0  # of one device in m.dtype, for train/mfu; 0: known devices only
 
   return c.lock()

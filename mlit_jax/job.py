@@ -17,6 +17,7 @@ from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.evals.suites.suite import metric_names
 from mlit_jax.model import decoder
 from mlit_jax.training import card, flops, report, trackers, workdir
+from mlit_jax.training.batch_log import BatchLog
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
 from mlit_jax.training.loop import Run, train
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -104,6 +105,7 @@ class Job:
         evaluate=self.evaluate,
         save=self.save,
         log=self.log,
+        note=BatchLog(self.root, first, self.places).note if c.log.batches else None,
         terminal=terminal,
         trained=trained,
         eval_every=c.eval.every_steps,
@@ -192,6 +194,10 @@ class Job:
     workdir.log(self.root, step, event)
     self.trackers.log(step, event)
 
+  def places(self, step: int) -> list[list[str]]:
+    """Where the examples of each row of a step come from."""
+    return [[self.encoded.place(i) for i in row] for row in self.plan.rows(step)]
+
   def log_parameters(self) -> None:
     """One line per parameter into parameters.txt: path, shape, where it lies."""
     if runtime.is_main():
@@ -208,6 +214,8 @@ class Job:
     ledger = ledgers.with_trained(self.ledger, trained)
     workdir.keep_ledger(self.root, ledger)
     self.terminal.table(card.ledger_table(ledger))
+    for line in card.judged_line(ledger):
+      self.terminal.line(line)
     before = workdir.read_evaluation(self.root, 0)
     last = workdir.read_evaluation(self.root, self.plan.steps)
     for name in last:
