@@ -17,8 +17,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mlit_jax import runtime
 from mlit_jax.batch import Batch
+from mlit_jax.training import workdir
 
 FOLDER = "batches"
 
@@ -34,7 +34,7 @@ class BatchLog:
     # Each process looks after the files of its own number modulo theirs: there may have been more.
     for path in sorted(self.folder.glob("*.jsonl")):
       if int(path.stem) % processes == mine:
-        _forget_after(path, first)
+        workdir.forget_lines(path, first)
     self.path = self.folder / f"{mine}.jsonl"
 
   def note(self, step: int, batch: Batch) -> None:
@@ -62,15 +62,3 @@ def row_digests(batch: Batch) -> dict[int, str]:
       for row, values in enumerate(np.asarray(shard.data), start=first):
         hashes.setdefault(row, hashlib.blake2b(digest_size=8)).update(values.tobytes())
   return {row: found.hexdigest() for row, found in hashes.items()}
-
-
-def _forget_after(path: Path, step: int) -> None:
-  """Drop what stands after `step`: the run goes on from there."""
-  kept = []
-  for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line + "\n")
-    except ValueError:
-      continue  # the line that a kill cut short
-  runtime.write_atomic(path, "".join(kept))
