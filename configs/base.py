@@ -94,8 +94,10 @@ def get_config():
   s.expert = 1  # experts and batch are split so many times; without experts the batch alone
   s.tensor = 1  # heads, MLP and vocabulary are split so many times
 
-  c.log = g = ConfigDict(convert_dict=False)
+  c.log = g = ConfigDict(convert_dict=False, type_safe=False)  # trackers may be a list
   g.every_steps = 10
+  g.trackers = ()  # besides TensorBoard: "wandb", "trackio"
+  g.batches = False  # a line for each row of each step: its examples, and a digest of what was fed
   g.peak_tflops = 0.0  # of one device in m.dtype, for train/mfu; 0: known devices only
 
   return c.lock()

@@ -23,6 +23,7 @@ from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, image_token, text_config
+from mlit_jax.training.trackers import check_trackers
 
 ANY = math.inf
 # Key -> (least, below): what a number may be.
@@ -92,6 +93,7 @@ def check_config(c) -> None:
   ):
     if values[key] not in allowed:
       raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
+  check_trackers(c.log.trackers)
   for name in c.eval.sets:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
       raise UserError(

@@ -9,13 +9,15 @@ import numpy as np
 from mlit_jax import mesh as meshes
 from mlit_jax import runtime
 from mlit_jax.checks import check_best
+from mlit_jax.config import nested
 from mlit_jax.data import ledger as ledgers
 from mlit_jax.data.loader import load_batches
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.evals.suites.suite import metric_names
 from mlit_jax.model import decoder
-from mlit_jax.training import card, flops, report, workdir
+from mlit_jax.training import card, flops, report, trackers, workdir
+from mlit_jax.training.batch_log import BatchLog
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
 from mlit_jax.training.loop import Run, train
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -69,6 +71,7 @@ class Job:
       self.checkpoints = checkpoints
       state, trained = self.restore_or_begin(base)
       first = int(state.step)
+      self.trackers = self.open_trackers(first)
       self.log_parameters()
       if self.is_evaluation_due(first):
         self.evaluate(first, state.params)
@@ -101,7 +104,8 @@ class Job:
         peak_flops=flops.peak_flops(c.log.peak_tflops),
         evaluate=self.evaluate,
         save=self.save,
-        log=lambda step, event: workdir.log(self.root, step, event),
+        log=self.log,
+        note=BatchLog(self.root, first, self.places).note if c.log.batches else None,
         terminal=terminal,
         trained=trained,
         eval_every=c.eval.every_steps,
@@ -113,6 +117,7 @@ class Job:
         self.save(state, trained, self.evaluate(plan.steps, state.params))
       checkpoints.wait()
     self.finish(trained)
+    self.trackers.close()
 
   def restore_or_begin(self, base) -> tuple[State, dict]:
     """The newest checkpoint of this run, or its first state; and what was trained on so far."""
@@ -163,7 +168,7 @@ class Job:
       )
     if step in self.checkpoints.steps():  # saved on a signal, before this evaluation
       self.checkpoints.add_metric(step, metric)
-    workdir.log(self.root, step, flat)  # last: by this event a restart knows that all is written
+    self.log(step, flat)  # last: by this event a restart knows that all is written
     for name, by_lang in figures.items():
       self.terminal.line(card.eval_line(step, self.plan.steps, name, by_lang))
     return metric
@@ -171,6 +176,27 @@ class Job:
   def save(self, state: State, trained: dict, metric: float | None) -> None:
     meta = {"step": int(state.step), "plan": self.plan.hash, "trained": trained}
     self.checkpoints.save(state, meta, metric)
+
+  def open_trackers(self, first: int) -> trackers.Trackers:
+    """Those of the first process; the others have none."""
+    if not runtime.is_main():
+      return trackers.Trackers({}, self.terminal.line)
+    return trackers.open_trackers(
+      self.root,
+      self.c.log.trackers,
+      first_step=first,
+      config=nested(self.c),
+      say=self.terminal.warning,
+    )
+
+  def log(self, step: int, event: dict) -> None:
+    """One event, into metrics.jsonl and to all trackers."""
+    workdir.log(self.root, step, event)
+    self.trackers.log(step, event)
+
+  def places(self, step: int) -> list[list[str]]:
+    """Where the examples of each row of a step come from."""
+    return [[self.encoded.place(i) for i in row] for row in self.plan.rows(step)]
 
   def log_parameters(self) -> None:
     """One line per parameter into parameters.txt: path, shape, where it lies."""
@@ -188,6 +214,8 @@ class Job:
     ledger = ledgers.with_trained(self.ledger, trained)
     workdir.keep_ledger(self.root, ledger)
     self.terminal.table(card.ledger_table(ledger))
+    for line in card.judged_line(ledger):
+      self.terminal.line(line)
     before = workdir.read_evaluation(self.root, 0)
     last = workdir.read_evaluation(self.root, self.plan.steps)
     for name in last:

@@ -24,16 +24,22 @@ from mlit_jax.data.encode import (
   check_over_long,
 )
 from mlit_jax.data.encoded import COLUMNS, Encoded
-from mlit_jax.data.hygiene import near_duplicates
+from mlit_jax.data.hygiene import LANGUAGE_JUDGED, NOTES, REASONS, near_duplicates
 from mlit_jax.data.parts import Part, Recipe, encode_rows
 from mlit_jax.data.sources import Source
 from mlit_jax.data.worker import map_in_order
 from mlit_jax.errors import UserError
 
+FORMAT = 2  # of what lies in a cache; raise it, and those before are passed over. The plan stays.
 ALONE = 16  # chunks that this process does by itself before it starts workers
 BUILDING = ".building-"
 FILES = {"tokens": "<u4", "trained": "u1", "ids": "<u8", **COLUMNS}
-TABLES = ("languages", "sources", "files", "rows_read", "dropped", "flagged", "fingerprint")
+TABLES = (
+  "languages", "sources", "files", "rows_read", "dropped", "flagged", "language_judged", "language_judged_every",
+  "fingerprint",
+)  # fmt: skip
+# What is needed of each row until duplicates are gone.
+PASSING = {"signatures": "<u4", "notes": "<u2"}
 
 
 def open_cache(
@@ -54,7 +60,7 @@ def open_cache(
   check_over_long(recipe.over_long)
   made_from = what_it_is_made_from(sources, recipe)
   fingerprint = _digest(list(made_from.values()))  # of contents: not of names and paths
-  told = [recipe.hygiene.fingerprint(), *([s.name, s.path] for s in sources)]
+  told = [FORMAT, recipe.hygiene.fingerprint(), *([s.name, s.path] for s in sources)]
   place = folder / _digest([fingerprint, told])
   if (found := load(place)) is None:
     try:
@@ -135,7 +141,8 @@ def _build(
   try:
     tables = _write_parts(folder, sources, recipe, num_workers, progress)
     _drop_duplicates(folder, tables, recipe)
-    (folder / "signatures.bin").unlink()
+    for name in PASSING:
+      (folder / f"{name}.bin").unlink()
     write_meta(folder, tables | {"fingerprint": fingerprint})
     try:
       os.rename(folder, place)
@@ -151,12 +158,11 @@ def _write_parts(folder: Path, sources, recipe, num_workers, progress) -> dict:
   names = tuple(dict.fromkeys(s.name for s in sources))
   files = tuple(dict.fromkeys(s.path for s in sources))
   languages: dict[str, int] = {}
-  counts: dict[str, Counts] = {"rows_read": {}, "dropped": {}, "flagged": {}}
+  counts: dict[str, Counts] = {"rows_read": {}, "dropped": {}}
   total = 0
   with contextlib.ExitStack() as stack:
     out = {
-      name: stack.enter_context(open(folder / f"{name}.bin", "wb"))
-      for name in (*FILES, "signatures")
+      name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in (*FILES, *PASSING)
     }
     for part in _parts(sources, recipe, num_workers):
       chunk = part.chunk
@@ -171,7 +177,8 @@ def _write_parts(folder: Path, sources, recipe, num_workers, progress) -> dict:
       for name, dtype in FILES.items():
         out[name].write(np.ascontiguousarray(columns[name], dtype).tobytes())
       if part.signatures is not None:
-        out["signatures"].write(part.signatures.astype("<u4").tobytes())
+        out["signatures"].write(part.signatures.astype(PASSING["signatures"]).tobytes())
+      out["notes"].write(part.notes.astype(PASSING["notes"]).tobytes())
       total += len(chunk.tokens)
       for name, table in counts.items():
         add_counts(table, getattr(part, name))
@@ -209,23 +216,29 @@ def _renumber(path: Path, to: Sequence[int]) -> None:
 
 
 def _drop_duplicates(folder: Path, tables: dict, recipe: Recipe) -> None:
-  """Take rows that repeat an earlier one out of the columns; their tokens stay where they are."""
+  """Take rows that repeat an earlier one out of the columns; their tokens stay where they are.
+
+  What was noted of the rows is counted here, of those that stay.
+  """
   ids = _map(folder / "ids.bin", FILES["ids"]).reshape(-1, 2)
   language = _map(folder / "language.bin", FILES["language"])
   keep = _first_of_each(ids)
   _count(tables["dropped"], "duplicate", language[~keep], tables["languages"])
-  signatures = _map(folder / "signatures.bin", "<u4")
+  notes = np.array(_map(folder / "notes.bin", PASSING["notes"]))
+  signatures = _map(folder / "signatures.bin", PASSING["signatures"])
   if len(signatures):
     again = np.zeros(len(ids), bool)
     signatures = signatures.reshape(len(ids), -1)
     for number in range(len(tables["languages"])):
       rows = np.flatnonzero(keep & (language == number))
       again[rows] = near_duplicates(signatures[rows], recipe.hygiene.near_duplicate_similarity)
-    drop = recipe.hygiene.dropped("near duplicate")
-    table = tables["dropped" if drop else "flagged"]
-    _count(table, "near duplicate", language[again], tables["languages"])
-    if drop:
+    if recipe.hygiene.dropped("near duplicate"):
+      _count(tables["dropped"], "near duplicate", language[again], tables["languages"])
       keep &= ~again
+    else:
+      notes[again] |= NOTES["near duplicate"]
+  _count_notes(tables, notes[keep], language[keep])
+  tables["language_judged_every"] = recipe.hygiene.language_judged_every
   if keep.all():
     return
   for name, dtype in FILES.items():
@@ -246,6 +259,18 @@ def _first_of_each(ids: np.ndarray) -> np.ndarray:
   keep = np.empty(len(ids), bool)
   keep[order] = first
   return keep
+
+
+def _count_notes(tables: dict, notes: np.ndarray, language: np.ndarray) -> None:
+  """Flagged rows by language and reason, and those whose language was judged."""
+  tables["flagged"], judged = {}, {}
+  for reason in REASONS:
+    flagged = language[(notes & NOTES[reason]) > 0]
+    _count(tables["flagged"], reason, flagged, tables["languages"])
+  _count(
+    judged, LANGUAGE_JUDGED, language[(notes & NOTES[LANGUAGE_JUDGED]) > 0], tables["languages"]
+  )
+  tables["language_judged"] = {lang: of[LANGUAGE_JUDGED] for lang, of in judged.items()}
 
 
 def _count(table: Counts, reason: str, language: np.ndarray, languages: Sequence[str]) -> None:

@@ -124,21 +124,21 @@ READ = 200  # characters that are looked at
 PLENTY = 16  # languages among which telling costs little beside tokenising
 
 
-def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool:
+def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool | None:
   """Whether the text is plainly in another of the languages `others`, or in one of GUARDS.
 
-  Languages that lingua does not know are not judged. Most texts are settled by lingua's short models;
+  None where that is not judged: too few letters, or a language that lingua does not know. Most texts are settled by lingua's short models;
   only one that they find foreign is looked at with all of them.
   """
   own = lingua_names(lang)
   if not own:
-    return False
+    return None
   text = prose(text)[:READ]
   codes = code_points(text)
   letters = _letters_of(())[codes]
   unspaced = letters & (character_kinds()[codes] == UNSPACED_LETTER)
   if np.count_nonzero(letters) + np.count_nonzero(unspaced) < SHORT:
-    return False
+    return None
   languages = _candidates(lang, tuple(others))
   if lingua_detector(languages, low_accuracy=True).detect_language_of(text) in own:
     return False

@@ -37,6 +37,7 @@ def make_ledger(
       "rows_read": read.get(lang, 0),
       "dropped": encoded.dropped.get(lang, {}),
       "flagged": encoded.flagged.get(lang, {}),
+      "language_judged": encoded.language_judged.get(lang, 0),
       "available": available.get(lang, 0),
       # Of a curriculum, see the stages.
       "per_epoch": plan.stages[0].counts.get(lang, 0) if len(plan.stages) == 1 else None,
@@ -65,6 +66,7 @@ def make_ledger(
     "epochs": plan.epochs,
     "rows_per_step": plan.rows_per_step,
     "max_length": plan.max_length,
+    "language_judged_every": encoded.language_judged_every,
     "padding": 1 - sum(planned["tokens"].values()) / max(1, slots),
     "languages": languages,
   }

@@ -68,12 +68,27 @@ def plan_lines(ledger: dict) -> list[str]:
     if len(used) > 1:
       parts = ", ".join(f"{source} {of['examples']:,}" for source, of in used.items())
       lines.append(f"{lang} by source: {parts} examples")
+  sample = ledger["language_judged_every"] > 1
   flagged: dict[str, list[str]] = {}
   for lang, e in ledger["languages"].items():
     for reason, count in e["flagged"].items():
-      flagged.setdefault(reason, []).append(f"{lang} {count:,}")
+      of = f" of {e['language_judged']:,} judged" if sample and reason == "wrong language" else ""
+      flagged.setdefault(reason, []).append(f"{lang} {count:,}{of}")
   lines += [f"kept, but {reason}: {', '.join(rows)}" for reason, rows in sorted(flagged.items())]
-  return lines
+  return lines + judged_line(ledger)
+
+
+def judged_line(ledger: dict) -> list[str]:
+  """Says of how many rows the language of the answer was judged, where that is a sample."""
+  every = ledger.get("language_judged_every", 0)
+  if every < 2:
+    return []
+  parts = (
+    f"{lang} {e['language_judged']:,} of {e['available']:,}"
+    for lang, e in ledger["languages"].items()
+    if e["available"]
+  )
+  return [f"language of answers judged on a sample, one row in {every}: {', '.join(parts)}"]
 
 
 def left_out(sets) -> list[str]:

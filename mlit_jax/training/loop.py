@@ -35,6 +35,7 @@ class Run:
   evaluate: Callable  # (step, params) -> what "best" goes by: then the step is saved; or None
   save: Callable  # (state, trained, metric) -> None
   log: Callable  # (step, {name: value}) -> None
+  note: Callable | None  # (step, batch on the mesh), for `log.batches`
   terminal: Terminal
   trained: dict[str, dict[str, int]]  # the ledger's counts so far; grows with every step read
   eval_every: int
@@ -72,7 +73,7 @@ def train(run: Run, state: State) -> State:
         )
       batch = next(run.batches, None)
       assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
-      state, metrics = run.train_step(state, _put(batch, run))
+      state, metrics = run.train_step(state, _put(batch, run, step))
       _read(run, pending, meter)
       pending = (step, metrics)
       step += 1
@@ -87,10 +88,13 @@ def _due(step: int, start: int, every: int) -> bool:
   return every > 0 and step > start and step % every == 0
 
 
-def _put(batch: Batch, run: Run):
+def _put(batch: Batch, run: Run, step: int):
   check_batch(batch, len(meshes.process_rows(run.mesh, run.rows)), run.max_length)
   with jax.transfer_guard("allow"):
-    return meshes.put_batch(batch, run.mesh, run.rows)
+    there = meshes.put_batch(batch, run.mesh, run.rows)
+    if run.note is not None:
+      run.note(step, there)
+    return there
 
 
 def _read(run: Run, pending: tuple[int, StepMetrics] | None, meter: Meter) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from mlit_jax import charts, page, runtime
 from mlit_jax.charts import escape
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN
-from mlit_jax.training.card import METRIC_FORMAT
+from mlit_jax.training.card import METRIC_FORMAT, judged_line
 from mlit_jax.training.run_files import SUMMARY_ROWS, Run, read_run
 
 NAMES = {"fidelity": "language fidelity", "bits_per_byte": "bits per byte", "chrf": "chrF"}
@@ -163,6 +163,8 @@ def ledger_table(run: Run) -> str:
     text = (
       "Planned, and beside it what the device counted in the batches: they agree in every language."
     )
+  for line in judged_line(run.ledger):
+    text += f" {escape(line[0].upper() + line[1:])}."
   rows = "".join(
     f"<tr>{_ledger_cells(lang, languages[lang])}</tr>{_source_rows(languages[lang])}"
     for lang in run.order(languages)

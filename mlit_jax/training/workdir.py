@@ -131,11 +131,14 @@ def log(root: Path, step: int, event: dict) -> None:
 
 def forget_after(root: Path, step: int) -> None:
   """Drop events after `step`: the run goes on from there and will log them again."""
-  path = root / "metrics.jsonl"
-  if not runtime.is_main() or not path.exists():
-    return
+  if runtime.is_main() and (root / "metrics.jsonl").exists():
+    forget_lines(root / "metrics.jsonl", step)
+
+
+def forget_lines(path: Path, step: int) -> None:
+  """Keep of a file of events only those up to `step`."""
   kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  for line in path.read_text(encoding="utf-8").split("\n"):
     try:
       if json.loads(line)["step"] <= step:
         kept.append(line + "\n")

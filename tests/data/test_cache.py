@@ -150,13 +150,71 @@ def test_what_only_reports_and_where_files_lie_do_not_change_the_plan(files, tok
   held_out = read_sources([files[1]]).conversations
   flagged = built(files, recipe_of(tokenizer, report, held_out), tmp_path / "c")
   assert flagged.fingerprint == first.fingerprint and not first.flagged
-  assert flagged.flagged["sw"]["overlap exact"] == 6  # duplicates too
+  # Rows 5 to 8 of the second file: two of them are in the first as well, and went as duplicates.
+  assert flagged.flagged["sw"]["overlap exact"] == 4
   moved = tmp_path / "elsewhere"
   moved.mkdir()
   names = [str(Path(f).rename(moved / Path(f).name)) for f in files]
   elsewhere = built(names, recipe_of(tokenizer), tmp_path / "c")
   assert elsewhere.fingerprint == first.fingerprint
   assert elsewhere.place(0) == f"{names[0]}:1" and elsewhere.sources == tuple(names)
+
+
+def test_only_rows_that_stay_are_counted_as_flagged(tokenizer, tmp_path):
+  """Of six rows in another script: one is too long, two are there twice, one is nearly the same."""
+  asked = f"{ASKED['en'] * 12} Number"
+  russian = {"completion": ANSWERED["ru"]}
+  rows = [row("fi", i) | russian for i in (1, 2, 1, 2)]
+  rows += [row("fi", 3) | {"completion": ANSWERED["ru"] * 100}]
+  rows += [row("en", 0) | {"prompt": f"{asked} {i}?"} | russian for i in range(2)]
+  path = write(tmp_path / "a.jsonl", [*rows, row("fi", 4)])
+  settings = OFF | {"wrong_script": "report", "near_duplicates": "report"}
+  found = built([path], recipe_of(tokenizer, settings), tmp_path / "c")
+  assert found.dropped == {"fi": {"over_long": 1, "duplicate": 2}}
+  assert found.flagged == {
+    "fi": {"wrong script": 2},
+    "en": {"wrong script": 2, "near duplicate": 1},
+  }
+  found = built(
+    [path], recipe_of(tokenizer, settings | {"near_duplicates": "drop"}), tmp_path / "c"
+  )
+  assert found.dropped["en"] == {"near duplicate": 1}
+  assert found.flagged == {"fi": {"wrong script": 2}, "en": {"wrong script": 1}}
+
+
+def test_how_many_rows_were_judged_by_their_language(tokenizer, tmp_path):
+  """Of those that stay; not the short ones, nor a language that lingua does not know."""
+  german = "Das ist ganz sicher nicht auf Finnisch geschrieben, Nummer"
+  rows = [row("fi", i) | {"completion": f"{german} {i % 30}."} for i in range(40)]
+  rows += [row("fi", i) | {"completion": "Joo."} for i in range(5)]
+  rows += [row("fi", i) | {"lang": "tlh", "completion": f"{german} {i}."} for i in range(3)]
+  path = write(tmp_path / "a.jsonl", [*rows, *rows[:7]])
+  settings = OFF | {"wrong_language": "report"}
+  found = built([path], recipe_of(tokenizer, settings), tmp_path / "c")
+  assert found.language_judged_every == 1 and len(found) == 48
+  assert found.language_judged == {"fi": 40} and found.flagged == {"fi": {"wrong language": 40}}
+
+  recipe = recipe_of(tokenizer, settings)
+  recipe = dataclasses.replace(
+    recipe, hygiene=dataclasses.replace(recipe.hygiene, language_every=4)
+  )
+  sample = built([path], recipe, tmp_path / "c")
+  assert sample.language_judged_every == 4 and sample.fingerprint == found.fingerprint
+  judged = sample.language_judged["fi"]
+  ids = [int(sample.example_id(i)[:8], 16) for i in range(40)]
+  assert 0 < judged < 40 and judged == sum(n % 4 == 0 for n in ids)
+  assert sample.flagged == {"fi": {"wrong language": judged}}
+  off = built([path], recipe_of(tokenizer), tmp_path / "c")
+  assert off.language_judged_every == 0 and off.language_judged == {}
+
+
+def test_a_cache_of_another_format_is_passed_over_and_the_plan_stays(
+  files, tokenizer, tmp_path, monkeypatch
+):
+  first = built(files, recipe_of(tokenizer), tmp_path / "c")
+  monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+  again = built(files, recipe_of(tokenizer), tmp_path / "c")
+  assert len(list((tmp_path / "c").iterdir())) == 2 and again.fingerprint == first.fingerprint
 
 
 def test_hygiene_drops_on_request_and_counts_by_language(tokenizer, tmp_path):
@@ -243,7 +301,7 @@ def test_two_processes_build_once_and_a_killed_build_is_forgotten(tokenizer, tmp
     time.sleep(0.1)
   assert not children_of_workers(killed.pid)  # its workers went with it
 
-  one = start(path, folder, pause=0.1)
+  one = start(path, folder, pause=0.5)  # longer than another process takes to start
   assert one.stdout.readline() == "part\n"
   two = start(path, folder)
   out = [p.communicate(timeout=120)[0].split("\n") for p in (one, two)]
