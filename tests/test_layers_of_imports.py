@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "charts",
     "page",
   },
+  "reporting": {"training", "charts", "page", "errors", "metrics"},
   "evals": {"batch", "mesh", "errors", "metrics", "runtime", "detect", "data", "model"},
 }
 

@@ -147,6 +147,8 @@ def generation_rows(records: Iterable[Record], model: str) -> list[dict]:
       "stopped": r.stopped,
       "tokens": r.response_tokens,
       "model": model,
+      "set": r.set,
+      **({} if r.faithful is None else {"faithful": r.faithful}),
     }
     for r in records
     if r.response is not None

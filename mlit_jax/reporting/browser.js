@@ -22,6 +22,22 @@
     return !wanted.text || row.textContent.toLocaleLowerCase().includes(wanted.text);
   }
 
+  // The filters stand in the address (#lang=sw&wrong=on), so that a view can be sent to somebody.
+  function restore() {
+    for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
+      const field = controls.elements[name];
+      if (!field) continue;
+      if (field.type === "checkbox") field.checked = text === "on";
+      else field.value = text;
+    }
+  }
+
+  function remember() {
+    const set = fields.filter((f) => (f.type === "checkbox" ? f.checked : f.value));
+    const text = new URLSearchParams(set.map((f) => [f.name, f.type === "checkbox" ? "on" : f.value])).toString();
+    history.replaceState(null, "", text ? `#${text}` : location.pathname);
+  }
+
   function update() {
     const wanted = {
       set: value("set"), lang: value("lang"), wrong: value("wrong"),
@@ -43,10 +59,12 @@
   }
 
   for (const field of fields) {
-    field.addEventListener("input", () => { shown = PAGE; update(); });
+    field.addEventListener("input", () => { shown = PAGE; update(); remember(); });
   }
   controls.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", () => { shown += PAGE; update(); });
+  window.addEventListener("hashchange", () => { restore(); update(); });
   controls.hidden = false;
+  restore();
   update();
 })();

@@ -23,7 +23,9 @@ def heat_map(found: Sequence[Cell], title: str, metric: str):
     [by_cell[r, lang].value if (r, lang) in by_cell else None for lang in languages] for r in rows
   ]
   numbers = [[v if is_number(v) else math.nan for v in row] for row in values]
-  figure = Figure(figsize=(2.5 + 0.55 * len(languages), 1.4 + 0.34 * len(rows)), layout="constrained")
+  figure = Figure(
+    figsize=(2.5 + 0.55 * len(languages), 1.4 + 0.34 * len(rows)), layout="constrained"
+  )
   axes = figure.add_subplot()
   image = axes.imshow(
     numbers, aspect="auto", cmap="viridis_r" if metric in LOWER_IS_BETTER else "viridis"
@@ -47,6 +49,7 @@ def heat_map(found: Sequence[Cell], title: str, metric: str):
 def curves(found: Sequence[Cell], title: str, metric: str):
   """A matplotlib figure, a panel for each language, a line for each run with its interval; None without a curve."""
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   mine = [c for c in found if c.metric == metric and is_number(c.value)]
   if len({c.step for c in mine}) < 2:
@@ -63,17 +66,24 @@ def curves(found: Sequence[Cell], title: str, metric: str):
       axes.axis("off")
       continue
     for k, run in enumerate(runs):
-      points = sorted((c for c in mine if c.run == run and c.lang == panels[i]), key=lambda c: c.step)
+      points = sorted(
+        (c for c in mine if c.run == run and c.lang == panels[i]), key=lambda c: c.step
+      )
       steps = [c.step for c in points]
       colour = f"C{k % 10}"
-      axes.plot(steps, [c.value for c in points], color=colour, marker="o", ms=2.5, lw=1.2, label=run)
+      axes.plot(
+        steps, [c.value for c in points], color=colour, marker="o", ms=2.5, lw=1.2, label=run
+      )
       bounded = [c for c in points if is_number(c.figure.get("low"))]
       axes.fill_between(
         [c.step for c in bounded], [c.figure["low"] for c in bounded],
         [c.figure["high"] for c in bounded], color=colour, alpha=0.15, lw=0,
       )  # fmt: skip
-    axes.set_title(panels[i], fontsize=9, loc="left", fontweight="bold" if panels[i] == MEAN else None)
+    axes.set_title(
+      panels[i], fontsize=9, loc="left", fontweight="bold" if panels[i] == MEAN else None
+    )
     axes.tick_params(labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.25)
   figure.suptitle(title, fontsize=11, x=0.01, ha="left")
   if len(runs) > 1:

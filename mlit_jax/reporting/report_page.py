@@ -30,6 +30,7 @@ details { margin: 6px 0; } summary { cursor: pointer; font-weight: 600; }
 #answer-controls label { display: flex; gap: 6px; align-items: center; font-size: 13.5px; }
 select, input, button { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--rule); border-radius: 4px;
   padding: 3px 6px; max-width: 100%; }
+.sample > h4 { margin: 0; font-size: 12.5px; font-weight: 400; }
 .sample[hidden], .answer[hidden] { display: none; }
 .answers { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 .answer.wrong-language .said { border-inline-start: 3px solid var(--c1); padding-inline-start: 8px; }
@@ -62,15 +63,15 @@ def overview(runs: Sequence[Run], last: Sequence[Cell]) -> str:
   for run in runs:
     reached = max([*(e["step"] for e in run.events), *run.figures], default=0)
     total = run.ledger.get("steps")
-    cells = [
-      _figure(by_run.get((run.name, *column))) for column in columns
-    ]
+    cells = [_figure(by_run.get((run.name, *column))) for column in columns]
     mixture = json.dumps(run.ledger.get("mixture"), ensure_ascii=False) if run.ledger else ""
     rows.append(
       f'<tr><td class="lang">{escape(run.name)}</td><td>{reached:,}{f" of {total:,}" if total else ""}</td>{"".join(cells)}'
       f'<td class="lang"><code>{escape(charts.shorten(mixture, 160))}</code></td></tr>'
     )
-  head = "".join(f"<th>{escape(report.metric_name(m))}<br><small>{escape(s)}</small></th>" for s, m in columns)
+  head = "".join(
+    f"<th>{escape(report.metric_name(m))}<br><small>{escape(s)}</small></th>" for s, m in columns
+  )
   return (
     '<p class="quiet">Means over languages at the last evaluation, with 95 % intervals.</p>\n'
     f'<div class="wide"><table><thead><tr><th class="lang">run</th><th>step</th>{head}<th class="lang">mixture</th></tr></thead>'
@@ -81,7 +82,7 @@ def overview(runs: Sequence[Run], last: Sequence[Cell]) -> str:
 def _figure(cell: Cell | None) -> str:
   if cell is None or not is_number(cell.value):
     return "<td>–</td>"
-  value = report.shown(cell.metric, cell.value)
+  value = report.as_text(cell.metric, cell.value)
   return f"<td>{value}<small>{_interval(cell)}</small></td>"
 
 
@@ -89,7 +90,7 @@ def _interval(cell: Cell) -> str:
   low, high = cell.figure.get("low"), cell.figure.get("high")
   if not (is_number(low) and is_number(high)):
     return ""
-  return f"{report.shown(cell.metric, low)} – {report.shown(cell.metric, high)}"
+  return f"{report.as_text(cell.metric, low)} – {report.as_text(cell.metric, high)}"
 
 
 def heat_tables(name: str, runs: Sequence[Run], every: Sequence[Cell], last: Sequence[Cell]) -> str:
@@ -113,7 +114,7 @@ def _heat(found: Sequence[Cell], metric: str) -> str:
   values = [c.value for c in by_cell.values() if is_number(c.value) and c.lang not in SUMMARY_ROWS]
   low, high = min(values, default=0.0), max(values, default=1.0)
   head = "".join(
-    f'<th{_sum(lang, " class=sum")}>{escape(lang)}<br><small>{escape(page.language_name(lang))}</small></th>'
+    f"<th{_sum(lang, ' class=sum')}>{escape(lang)}<br><small>{escape(page.language_name(lang))}</small></th>"
     for lang in languages
   )
   body = "".join(
@@ -137,7 +138,7 @@ def _heat_cell(cell: Cell | None, lang: str, low: float, high: float) -> str:
   kind = f"cell{_sum(lang, ' sum')}"
   return (
     f'<td class="{kind}" style="--share:{share:.3f}" title="{escape(says)}">{escape(of)}'
-    f'<data value="{cell.value!r}">{report.shown(cell.metric, cell.value)}</data></td>'
+    f'<data value="{cell.value!r}">{report.as_text(cell.metric, cell.value)}</data></td>'
   )
 
 
@@ -223,7 +224,10 @@ def _controls(found: Mapping, runs: Sequence[Run]) -> str:
   languages = sorted({lang for _, lang, _ in found})
   choices = {
     "set": [("", "every set"), *((s, s) for s in sets)],
-    "lang": [("", "every language"), *((x, f"{x} {page.language_name(x)}".strip()) for x in languages)],
+    "lang": [
+      ("", "every language"),
+      *((x, f"{x} {page.language_name(x)}".strip()) for x in languages),
+    ],
     "run": [("", "every run"), *((r.name, r.name) for r in runs)],
     "step": [("", "first and last step"), ("last", "last step only")],
   }
@@ -292,7 +296,8 @@ def _differences(differing: Mapping[str, Sequence[object]], runs: Sequence[Run])
   rows = "".join(
     f'<tr><td class="lang">{escape(key)}</td>'
     + "".join(
-      f'<td class="lang"><code>{escape(charts.shorten(json.dumps(v, ensure_ascii=False), 120))}</code></td>' for v in values
+      f'<td class="lang"><code>{escape(charts.shorten(json.dumps(v, ensure_ascii=False), 120))}</code></td>'
+      for v in values
     )
     + "</tr>"
     for key, values in differing.items()
@@ -305,5 +310,3 @@ def _titled(run: Run, runs: Sequence[Run], section: str) -> str:
   if len(runs) == 1 or not section:
     return section
   return section.replace("</h2>", f": {escape(run.name)}</h2>", 1)
-
-

@@ -50,7 +50,9 @@ def grid(found: Sequence[Cell], metric: str) -> tuple[list[str], list[str], dict
   rows = list(dict.fromkeys((c.run, c.step) for c in mine))
   runs = list(dict.fromkeys(run for run, _ in rows))
   label = {
-    row: f"step {row[1]:,}" if len(runs) == 1 else row[0]
+    row: f"step {row[1]:,}"
+    if len(runs) == 1
+    else row[0]
     if sum(r[0] == row[0] for r in rows) == 1
     else f"{row[0]}, step {row[1]:,}"
     for row in rows

@@ -130,7 +130,7 @@ def curves(run: Run) -> str:
     for metric in ("bits_per_byte", "loss"):
       points = _series(run, f"eval/{name}/", f"/{metric}")
       if any(len(p) > 1 for p in points.values()):
-        drawn.append(_curve_chart(run, f"{name}: {_name(metric)}", points, MEAN))
+        drawn.append(_curve_chart(run, f"{name}: {metric_name(metric)}", points, MEAN))
         break
   points = _series(run, "train/loss/", "")
   whole = _series(run, "train/", "loss")
@@ -208,7 +208,7 @@ def metrics_table(run: Run, name: str) -> str:
     rows.append(
       f'<tr{" class=sum" if lang == MEAN else ""}><td class="lang">{page.language(lang)}</td>{cells}</tr>'
     )
-  titles = "".join(f"<th>{escape(_name(m))}</th>" for m in metrics)
+  titles = "".join(f"<th>{escape(metric_name(m))}</th>" for m in metrics)
   return (
     f"<h2>All metrics: {escape(name)}, step {last}</h2>\n"
     '<p class="quiet">Value, 95 % interval, number of examples.</p>\n'
@@ -267,7 +267,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
     )
   better = "lower" if metric in LOWER_IS_BETTER else "higher"
   return charts.dumbbells(
-    f"{_name(metric)} ({better} is better)",
+    f"{metric_name(metric)} ({better} is better)",
     "per epoch" if run.ledger else "",
     rows,
     lambda v: f"{v:.0%}" if metric == "fidelity" else f"{v:g}",
@@ -347,7 +347,7 @@ def _figure_cell(metric: str, figure: dict | None) -> str:
     )
   interval = ""
   if charts.is_number(figure.get("low")) and charts.is_number(figure.get("high")):
-    interval = f"{_format(metric, figure['low'])} – {_format(metric, figure['high'])}, "
+    interval = f"{as_text(metric, figure['low'])} – {as_text(metric, figure['high'])}, "
   return f"{escape(_worst_names(figure))} {value}<small>{interval}n {figure['n']:,}</small>"
 
 
@@ -370,17 +370,17 @@ def _missing(title: str, text: str) -> str:
   return f'<h2>{escape(title)}</h2>\n<p class="quiet">{escape(text)}</p>'
 
 
-def _name(metric: str) -> str:
+def metric_name(metric: str) -> str:
   return NAMES.get(metric, metric.replace("_", " "))
 
 
 def _value(metric: str, figure: dict) -> str:
   if charts.is_number(figure["value"]):
-    return _format(metric, figure["value"])
+    return as_text(metric, figure["value"])
   return "not finite" if figure["n"] else "–"
 
 
-def _format(metric: str, value: float) -> str:
+def as_text(metric: str, value: float) -> str:
   return f"{value:{METRIC_FORMAT.get(metric, '.3f')}}"
 
 
