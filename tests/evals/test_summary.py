@@ -162,6 +162,7 @@ def test_files(tmp_path):
     "stopped": True,
     "tokens": 6,
     "model": "runs/a@20",
+    "set": "chat",
   }
 
 
