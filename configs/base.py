@@ -77,6 +77,7 @@ def get_config():
   e.suite_items = 0  # of a suite, per language; 0: all
   e.every_steps = 0  # 0: only before the first and after the last step
   e.at_start = True
+  e.patience = 0  # end the run after so many evaluations without a better checkpoint.best; 0: never
   e.generate_rows = 8  # per language and set: answers written and judged; 0: loss only
   e.max_new_tokens = 64  # of such an answer
   e.temperature = 0.0  # 0 is greedy

@@ -45,6 +45,7 @@ RANGES = {
   "optimizer.gradient_clip_norm": (0, ANY),
   "eval.every_steps": (0, ANY),
   "eval.generate_rows": (0, ANY),
+  "eval.patience": (0, ANY),
   "eval.suite_items": (0, ANY),
   "eval.max_new_tokens": (1, ANY),
   "eval.temperature": (0, ANY),
@@ -94,6 +95,11 @@ def check_config(c) -> None:
     if values[key] not in allowed:
       raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
   check_trackers(c.log.trackers)
+  if c.eval.patience and not (c.eval.every_steps and (c.eval.sets or c.eval.suites)):
+    raise UserError(
+      f"eval.patience is {c.eval.patience}, but nothing is evaluated on the way; set eval.sets (or eval.suites) and "
+      "eval.every_steps, or eval.patience = 0"
+    )
   for name in c.eval.sets:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
       raise UserError(

@@ -18,7 +18,12 @@ from mlit_jax.evals.suites.suite import metric_names
 from mlit_jax.model import decoder
 from mlit_jax.training import card, flops, report, trackers, workdir
 from mlit_jax.training.batch_log import BatchLog
-from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
+from mlit_jax.training.checkpoint import (
+  Checkpoints,
+  abstract_like,
+  prefers_lower,
+  rounds_since_best,
+)
 from mlit_jax.training.loop import Run, train
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from mlit_jax.training.step import State, make_train_step, state_shardings
@@ -104,6 +109,7 @@ class Job:
         peak_flops=flops.peak_flops(c.log.peak_tflops),
         evaluate=self.evaluate,
         save=self.save,
+        has_stalled=self.has_stalled,
         log=self.log,
         note=BatchLog(self.root, first, self.places).note if c.log.batches else None,
         terminal=terminal,
@@ -113,10 +119,12 @@ class Job:
         log_every=c.log.every_steps,
       )
       state = train(loop, state)
-      if checkpoints.latest() != plan.steps:
-        self.save(state, trained, self.evaluate(plan.steps, state.params))
+      done = int(state.step)
+      if checkpoints.latest() != done:
+        evaluated = runtime.main_says(workdir.was_evaluated(self.root, done))
+        self.save(state, trained, None if evaluated else self.evaluate(done, state.params))
       checkpoints.wait()
-    self.finish(trained)
+    self.finish(trained, done)
     self.trackers.close()
 
   def restore_or_begin(self, base) -> tuple[State, dict]:
@@ -209,15 +217,35 @@ class Job:
       + f", {self.plan.steps} steps of {self.c.batch.rows} x {self.c.batch.max_length} tokens"
     )
 
-  def finish(self, trained: dict) -> None:
-    """The ledger with both columns, the card, and what to do next."""
-    ledger = ledgers.with_trained(self.ledger, trained)
+  def has_stalled(self, step: int) -> bool:
+    """Whether the best metric has not got better for `eval.patience` evaluations, and say so."""
+    patience = self.c.eval.patience
+    if not patience:
+      return False
+    values = workdir.measured(self.root, f"eval/{self.best_metric}", step)
+    since = rounds_since_best(
+      list(values.values()), lower_is_better=prefers_lower(self.best_metric)
+    )
+    stalled = runtime.main_says(len(values) > patience and since >= patience)
+    if stalled:
+      self.terminal.line(
+        f"ends at step {step} of {self.plan.steps}: {self.best_metric} has not got better for {patience} "
+        "evaluations (eval.patience)"
+      )
+    return stalled
+
+  def finish(self, trained: dict, done: int) -> None:
+    """The ledger with both columns, the card, and what to do next; `done` steps were trained."""
+    due = None
+    if done < self.plan.steps:
+      due = ledgers.planned_sums(self.encoded, self.plan, done)
+    ledger = ledgers.with_trained(self.ledger, trained, due) | {"steps_done": done}
     workdir.keep_ledger(self.root, ledger)
     self.terminal.table(card.ledger_table(ledger))
     for line in card.judged_line(ledger):
       self.terminal.line(line)
     before = workdir.read_evaluation(self.root, 0)
-    last = workdir.read_evaluation(self.root, self.plan.steps)
+    last = workdir.read_evaluation(self.root, done)
     for name in last:
       self.terminal.table(summary.table(last, name))
     if runtime.is_main():

@@ -102,12 +102,14 @@ def left_out(sets) -> list[str]:
 
 def ledger_table(ledger: dict) -> Table:
   """Planned beside trained, as the device counted it."""
-  table = Table(title="ledger: planned / trained", title_justify="left")
+  ended = f", up to step {ledger['steps_done']}" if ledger["steps_done"] < ledger["steps"] else ""
+  table = Table(title=f"ledger: planned{ended} / trained", title_justify="left")
   for name in ("language", "examples", "tokens", "trained tokens", "repeats", "truncated"):
     table.add_column(name, justify="left" if name == "language" else "right")
   for lang, e in ledger["languages"].items():
     if e["examples"]:
-      pairs = [f"{e[k]:,} / {e['trained'][k]:,}" for k in ("examples", "tokens", "trained_tokens")]
+      counts = ("examples", "tokens", "trained_tokens")
+      pairs = [f"{e.get('due', e)[k]:,} / {e['trained'][k]:,}" for k in counts]
       table.add_row(lang, *pairs, f"{e['repeats']:,}", f"{e['truncated']:,}")
   return table
 

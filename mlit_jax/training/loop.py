@@ -34,6 +34,7 @@ class Run:
   peak_flops: float | None
   evaluate: Callable  # (step, params) -> what "best" goes by: then the step is saved; or None
   save: Callable  # (state, trained, metric) -> None
+  has_stalled: Callable  # step -> whether the evaluations up to it say that the run should end
   log: Callable  # (step, {name: value}) -> None
   note: Callable | None  # (step, batch on the mesh), for `log.batches`
   terminal: Terminal
@@ -48,6 +49,7 @@ def train(run: Run, state: State) -> State:
   start = step = int(state.step)
   pending: tuple[int, StepMetrics] | None = None
   meter = Meter()
+  stalled = run.has_stalled(step)
   with (
     StopSignal() as stop,
     jax.set_mesh(run.mesh),
@@ -55,7 +57,7 @@ def train(run: Run, state: State) -> State:
     # A silent copy between host and device stops the run: it would wait for the step.
     jax.transfer_guard("disallow"),
   ):
-    while step < run.total_steps:
+    while step < run.total_steps and not stalled:
       stopping = stop.agreed(step)
       if stopping or _due(step, start, run.eval_every) or _due(step, start, run.save_every):
         _read(run, pending, meter)
@@ -64,9 +66,12 @@ def train(run: Run, state: State) -> State:
         with jax.transfer_guard("allow"):
           if not stopping and _due(step, start, run.eval_every):
             metric = run.evaluate(step, state.params)
+            stalled = run.has_stalled(step)
           if stopping or _due(step, start, run.save_every) or metric is not None:
             run.save(state, run.trained, metric)
         meter.start += time.perf_counter() - began  # the speed is that of training
+      if stalled:
+        break
       if stopping:
         raise Stopped(
           f"{stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on"

@@ -153,7 +153,10 @@ def ledger_table(run: Run) -> str:
     return _missing("Ledger", "No data_plan.json lies here.")
   counted = ("examples", "tokens", "trained_tokens")
   wrong = [
-    x for x, e in languages.items() for k in counted if "trained" in e and e["trained"][k] != e[k]
+    x
+    for x, e in languages.items()
+    for k in counted
+    if "trained" in e and e["trained"][k] != e.get("due", e)[k]
   ]
   if not _is_finished(run):
     text = "What the plan says; the run has not ended, so nothing stands beside it."
@@ -163,6 +166,9 @@ def ledger_table(run: Run) -> str:
     text = (
       "Planned, and beside it what the device counted in the batches: they agree in every language."
     )
+    done, steps = run.ledger.get("steps_done"), run.ledger.get("steps")
+    if done is not None and done < steps:
+      text += f" The run ended by itself at step {done:,} of {steps:,}; planned is what the plan has up to there."
   for line in judged_line(run.ledger):
     text += f" {escape(line[0].upper() + line[1:])}."
   rows = "".join(
@@ -182,8 +188,9 @@ def ledger_table(run: Run) -> str:
     "bytes_per_token": None,
   }
   total["share_of_trained_tokens"] = sum(e["share_of_trained_tokens"] for e in languages.values())
-  if all("trained" in e for e in languages.values()):
-    total["trained"] = {k: sum(e["trained"][k] for e in languages.values()) for k in counted}
+  for column in ("trained", "due"):
+    if all(column in e for e in languages.values()):
+      total[column] = {k: sum(e[column][k] for e in languages.values()) for k in counted}
   return (
     f'<h2>Ledger</h2>\n<p class="quiet">{text} Padding {run.ledger.get("padding", 0):.1%}.</p>\n<div class="wide"><table><thead>'
     '<tr><th rowspan="2" class="lang">language</th><th rowspan="2">rows read</th><th rowspan="2">dropped</th>'
@@ -328,8 +335,9 @@ def _pairs(e: dict) -> str:
   cells = ""
   for k in ("examples", "tokens", "trained_tokens"):
     counted = e.get("trained", {}).get(k)
-    kind = ' class="wrong"' if counted not in (None, e[k]) else ""
-    cells += f"<td>{e[k]:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
+    planned = e.get("due", e)[k]
+    kind = ' class="wrong"' if counted not in (None, planned) else ""
+    cells += f"<td>{planned:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
   return cells
 
 

@@ -149,10 +149,18 @@ def forget_lines(path: Path, step: int) -> None:
 
 def was_evaluated(root: Path, step: int) -> bool:
   """Whether metrics.jsonl has the evaluation of this step."""
+  return any(e["step"] == step and any(k.startswith("eval/") for k in e) for e in _events(root))
+
+
+def measured(root: Path, name: str, step: int) -> dict[int, float | None]:
+  """{step: value} of one figure in metrics.jsonl, up to `step`."""
+  return {e["step"]: e[name] for e in _events(root) if name in e and e["step"] <= step}
+
+
+def _events(root: Path) -> list[dict]:
   path = root / "metrics.jsonl"
   lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-  events = [json.loads(line) for line in lines]
-  return any(e["step"] == step and any(k.startswith("eval/") for k in e) for e in events)
+  return [json.loads(line) for line in lines]
 
 
 def forget_unbegun(root: Path) -> None:
