@@ -23,6 +23,7 @@ from mlit_jax.data.rows import Conversation, read_sources
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
+from mlit_jax.evals.harness import make_lm, run_harness
 from mlit_jax.evals.suites.opening import is_suite, open_suite
 from mlit_jax.opening import open_model, whole_mesh
 from mlit_jax.training import card
@@ -39,9 +40,16 @@ def main() -> int:
   parser.add_argument(
     "--suite",
     nargs="+",
-    required=True,
+    default=[],
     help="rows files or quoted globs, a set each (rows carry `lang`); or suites: NAME:PATH, FILE.py, FILE.suite.json",
   )
+  parser.add_argument(
+    "--harness",
+    default="",
+    help="tasks of lm-evaluation-harness, such as belebele_swh_Latn,mgsm_direct_sw",
+  )
+  parser.add_argument("--harness_include", default="", help="folder of further tasks for --harness")
+  parser.add_argument("--few_shot", type=int, default=None, help="examples before, in --harness")
   parser.add_argument("--languages", default="", help="only these, e.g. sw,fi")
   parser.add_argument("--out", required=True, help="folder for summary.json and generations.jsonl")
   parser.add_argument(
@@ -69,6 +77,8 @@ def run(args) -> None:
   for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0), ("suite_items", 0)):
     if getattr(args, name) < least:
       raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+  if not (args.suite or args.harness):
+    raise UserError("nothing to evaluate; name a --suite or tasks for --harness")
   out = Path(args.out)
   if out.exists() and not out.is_dir():
     raise UserError(f"--out {out} is a file; name a folder")
@@ -99,6 +109,10 @@ def run(args) -> None:
     check_eval_set(of_set, wanted)
   for line in card.left_out(sets):
     terminal.line(f"{line}; raise --max_length (the model has {positions} positions)")
+  if args.harness:
+    drive_harness(args, model, mesh, max_length, out)
+  if not args.suite:
+    return
   evaluator = Evaluator(
     model.cfg,
     mesh,
@@ -119,6 +133,37 @@ def run(args) -> None:
     runtime.write_json(out / "summary.json", figures)
   for name in figures:
     terminal.table(summary.table(figures, name))
+
+
+def drive_harness(args, model, mesh, max_length: int, out: Path) -> None:
+  """Tasks of lm-evaluation-harness; its results as they are in harness.json, and its table."""
+  lm = make_lm(
+    model.name,
+    model.cfg,
+    model.params,
+    model.tokenizer,
+    mesh,
+    max_length=max_length,
+    rows=args.rows,
+    dtype=jnp.dtype(args.dtype),
+  )
+  found = run_harness(
+    lm,
+    [task.strip() for task in args.harness.split(",") if task.strip()],
+    limit=args.suite_items,
+    few_shot=args.few_shot,
+    include=args.harness_include,
+    chat=True,
+    seed=args.seed,
+  )
+  if runtime.is_main():
+    from lm_eval.utils import make_table
+
+    kept = {
+      key: found[key] for key in ("results", "groups", "n-samples", "versions") if key in found
+    }
+    runtime.write_json(out / "harness.json", kept)
+    print(make_table(found))
 
 
 def by_name(suites: list[str]) -> dict[str, list[str]]:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlit_jax.data.encoded import COLUMNS, Encoded
-from mlit_jax.data.evalset import EvalSet
-from mlit_jax.data.packing import pack
+from mlit_jax.data.evalset import EvalSet, make_scored_set
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.evals.suites.suite import Item, Suite
@@ -38,6 +36,7 @@ class Choices:
   rows: EvalSet
   items: Sequence[Item]
   first: np.ndarray  # int64 [items + 1], row of the first choice of each item
+  sizes: np.ndarray  # int64 [rows], UTF-8 bytes of each choice
 
 
 def encode_choices(suite: Suite, tokenizer: Tokenizer, max_length: int) -> Choices:
@@ -68,35 +67,9 @@ def encode_choices(suite: Suite, tokenizer: Tokenizer, max_length: int) -> Choic
           f"{suite.name} {item.lang}/{item.id}: a choice is longer than the {max_length} tokens of a row"
         )
       kept.append((ids, mask))
-  encoded = _encoded(kept, [c for item in suite.items for c in item.choices])
-  items, starts = pack(encoded.lengths, max_length)
-  rows = [items[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
-  return Choices(EvalSet(suite.name, encoded, rows, max_length, [], {}), suite.items, first)
-
-
-def _encoded(rows, choices: Sequence[str]) -> Encoded:
-  """Rows as arrays; of the columns only what batches are gathered from."""
-  lengths = np.array([len(ids) for ids, _ in rows], np.int32)
-  columns = {name: np.zeros(len(rows), dtype) for name, dtype in COLUMNS.items()}
-  columns |= {
-    "starts": np.cumsum(lengths, dtype=np.int64) - lengths,
-    "lengths": lengths,
-    "trained_counts": np.array([mask.sum() for _, mask in rows], np.int32),
-    "answer_bytes": np.array([len(c.strip().encode()) for c in choices], np.int32),
-  }
-  return Encoded(
-    tokens=np.concatenate([ids for ids, _ in rows]).astype(np.uint32),
-    trained=np.concatenate([mask for _, mask in rows]).astype(np.uint8),
-    ids=np.zeros((len(rows), 2), np.uint64),
-    **columns,
-    languages=("",),
-    sources=("",),
-    files=("",),
-    rows_read={},
-    dropped={},
-    flagged={},
-    fingerprint="",
-  )
+  rows = make_scored_set(suite.name, kept, max_length)
+  sizes = [len(c.strip().encode()) for item in suite.items for c in item.choices]
+  return Choices(rows, suite.items, first, np.array(sizes))
 
 
 def choice_records(choices: Choices, scores: dict[int, tuple[float, float]]) -> list[Record]:
@@ -110,7 +83,7 @@ def choice_records(choices: Choices, scores: dict[int, tuple[float, float]]) -> 
   for i, item in enumerate(choices.items):
     rows = range(int(choices.first[i]), int(choices.first[i + 1]))
     nll = np.array([scores[row][0] for row in rows])
-    sizes = choices.rows.encoded.answer_bytes[rows.start : rows.stop]
+    sizes = choices.sizes[rows.start : rows.stop]
     out.append(
       Record(
         set=choices.rows.name,
