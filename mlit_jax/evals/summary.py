@@ -32,6 +32,8 @@ METRICS = {
   "exact": ("exact", None, 1.0),
 }
 SHARES = ("fidelity", "stopped", "exact")
+# Ends that the values of an example cannot leave.
+BOUNDS = {**dict.fromkeys(SHARES, (0, 1)), "chrf": (0, 100)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _figure(metric, records, seed) -> Figure:
   if metric in SHARES:
     return proportion_figure(numerators)
   if METRICS[metric][1] is None:
-    return mean_figure(numerators, seed=seed)
+    return mean_figure(numerators, bounds=BOUNDS.get(metric), seed=seed)
   return ratio_figure(numerators, denominators, seed=seed, scale=METRICS[metric][2])
 
 
@@ -199,7 +201,9 @@ def _mean(metric, records, languages, seed) -> Figure:
     cell = groups[_group(r)], languages.index(r.lang)
     num_GL[cell] += num
     den_GL[cell] = np.nan_to_num(den_GL[cell]) + den
-  mean = macro_figure(num_GL, den_GL, seed=seed, scale=METRICS[metric][2], wilson=metric in SHARES)
+  mean = macro_figure(
+    num_GL, den_GL, seed=seed, scale=METRICS[metric][2], bounds=BOUNDS.get(metric)
+  )
   return dataclasses.replace(mean, n=len(records))
 
 
