@@ -84,7 +84,8 @@ def corrected_share(
   0, are known beside the judge's: se is the judge's mean where they say 1, 1 - sp where they say 0
   (Rogan and Gladen 1978; Lee et al. 2025, arXiv 2511.21140). The judge must err alike on both sets.
   The share is kept within 0 and 1. Refused where se + sp <= 1 (the judge knows nothing), with fewer
-  than five labels of either kind, and where more than 2.5 % of the draws have se + sp <= 1.
+  than five labels of either kind, where more than 2.5 % of the draws have se + sp <= 1, and where
+  the whole interval lies outside 0 to 1 (the judge did not err alike).
 
   Interval: bootstrap over prompts of both sets, each drawn by itself. So that a judge without an
   error among few labels is not taken for one that cannot err, the draws are made with one right and
@@ -119,8 +120,12 @@ def corrected_share(
     reason = "sensitivity + specificity - 1 cannot be told from 0 with so few labels"
     return Figure(None, n), reason
   low, high = interval_of_draws(draws_S[power_S > 0], value, n=min(len(sums_G2), len(sums_G4)))
-  ends = (None if x is None else min(1.0, max(0.0, x)) for x in (value, low, high))
-  value, low, high = ends
+  if low is not None and (low >= 1 or high <= 0):
+    return Figure(None, n), (
+      f"the formula gives {value:.3f}, and no share within its interval: the judge errs otherwise on "
+      f"these prompts than on the calibration set"
+    )
+  value, low, high = (None if x is None else min(1.0, max(0.0, x)) for x in (value, low, high))
   return Figure(value, n, low, high), None
 
 

@@ -22,6 +22,7 @@ from mlit_jax.evals.statistics import (
   resample_groups,
   resample_sums,
   standard_error,
+  stratified_error,
   without_nan,
 )
 
@@ -150,9 +151,7 @@ def paired_difference(
   totals_4 = sums_G4.sum(axis=0)
   ratio_a, ratio_b = totals_4[0] / totals_4[1], totals_4[2] / totals_4[3]
   value = float(scale * (ratio_a - ratio_b))
-  residuals_G = (sums_G4[:, 0] - ratio_a * sums_G4[:, 1]) / totals_4[1]
-  residuals_G = residuals_G - (sums_G4[:, 2] - ratio_b * sums_G4[:, 3]) / totals_4[3]
-  error = standard_error(scale * residuals_G, 1.0)
+  error = standard_error(scale * _influence(sums_GL4), 1.0)
   low = high = None
   if error is not None and error > 1e-12 * max(abs(scale * ratio_a), abs(scale * ratio_b)):
     draws_S4 = resample_sums(sums_G4, seed=seed)
@@ -162,7 +161,7 @@ def paired_difference(
     low, high = at_least_student(low, high, value, error, len(sums_G4))
   if bounds is not None:
     each_G = scale * (_ratio(sums_G4[:, :2]) - _ratio(sums_G4[:, 2:]))
-    low, high = at_least_rule_of_three(low, high, value, _widest(bounds), each_G)
+    low, high = _within(bounds, low, high, value, each_G)
   p_value = swap_p_value(sums_GL4, seed=seed)
   return Difference(_signed(Figure(value, n, low, high), sign), p_value)
 
@@ -176,7 +175,7 @@ def macro_difference(
   models; NaN in the denominator (for means: in the numerators) says that a group lacks the language.
   """
   if den_a_GL is None:
-    den_a_GL = np.where(np.isnan(num_a_GL), np.nan, 1.0)
+    den_a_GL, den_b_GL = (np.where(np.isnan(x), np.nan, 1.0) for x in (num_a_GL, num_b_GL))
   den_b_GL = den_a_GL if den_b_GL is None else den_b_GL
   num_a_GL, den_a_GL, present_GL = without_nan(num_a_GL, den_a_GL)
   num_b_GL, den_b_GL, present_b_GL = without_nan(num_b_GL, den_b_GL)
@@ -198,12 +197,13 @@ def macro_difference(
     sums_SC, strata = resample_groups(present_GL, sums_GL4.reshape(num_groups, -1), seed=seed)
     sums_SL4 = sums_SC.reshape(-1, num_languages, 4)
     sums_SL4 = sums_SL4[(sums_SL4[..., [1, 3]] > 0).all(axis=(1, 2))]
-    low, high = interval_of_draws(
-      scale * _mean_difference(sums_SL4), value, n=num_groups, strata=strata
-    )
+    draws_S = scale * _mean_difference(sums_SL4)
+    low, high = interval_of_draws(draws_S, value, n=num_groups, strata=strata)
+    error = scale * stratified_error(_influence(sums_GL4), present_GL)
+    low, high = at_least_student(low, high, value, error, num_groups, strata)
   if bounds is not None:
     each_G = scale * each_GL.sum(axis=1) / present_GL.sum(axis=1)
-    low, high = at_least_rule_of_three(low, high, value, _widest(bounds), each_G)
+    low, high = _within(bounds, low, high, value, each_G)
   return Difference(_signed(Figure(value, n, low, high), sign), swap_p_value(sums_GL4, seed=seed))
 
 
@@ -216,6 +216,8 @@ def sign_flip_p_value(differences, *, clusters=None, seed: int = 0) -> float:
   far) / (1 + 9,999) (Phipson and Smyth 2010).
   """
   sums_G = cluster_sums(np.asarray(differences, np.float64)[:, None], clusters)[:, 0]
+  if not len(sums_G):
+    return 1.0
   zeros_G = np.zeros_like(sums_G)
   weight = np.full_like(sums_G, 1.0)
   return swap_p_value(np.stack([sums_G, weight, zeros_G, weight], -1)[:, None, :], seed=seed)
@@ -323,6 +325,15 @@ def _mean_difference(sums_L4):
   return (sums_L4[..., 0] / sums_L4[..., 1] - sums_L4[..., 2] / sums_L4[..., 3]).mean(axis=-1)
 
 
+def _influence(sums_GL4) -> np.ndarray:
+  """What each group adds to the mean difference, to first order."""
+  total_L4 = sums_GL4.sum(axis=0)
+  ratio_L4 = total_L4 / total_L4[:, [1, 1, 3, 3]]
+  a_GL = (sums_GL4[..., 0] - ratio_L4[:, 0] * sums_GL4[..., 1]) / total_L4[:, 1]
+  b_GL = (sums_GL4[..., 2] - ratio_L4[:, 2] * sums_GL4[..., 3]) / total_L4[:, 3]
+  return (a_GL - b_GL).mean(axis=1)
+
+
 def _canonical(sums_GL4):
   """The sums, sorted, with the better model first; their order; the sign that undoes an exchange.
 
@@ -351,8 +362,11 @@ def _ratio(sums_2):
   )
 
 
-def _widest(bounds):
-  return bounds[0] - bounds[1], bounds[1] - bounds[0]
+def _within(bounds, low, high, value: float, each_G):
+  """The interval of a difference of ratios with these bounds, with room where few prompts differ."""
+  widest = bounds[1] - bounds[0]
+  low, high = at_least_rule_of_three(low, high, value, (-widest, widest), each_G)
+  return (low, high) if low is None else (max(low, -widest), min(high, widest))
 
 
 def _sums(by_id: Mapping, ids) -> np.ndarray:

@@ -130,7 +130,9 @@ def fit_strengths(points_SMM: np.ndarray, *, start_M=None, max_steps: int = 100)
 
 def _check(games, names, anchor) -> None:
   if len(names) < 2:
-    raise UserError(f"a ranking needs two models or more; the games name {names or 'none'}.")
+    raise UserError(
+      f"a ranking needs two models or more; the games name {', '.join(names) or 'none'}."
+    )
   if anchor not in names:
     raise UserError(f"anchor {anchor!r} has no games; the models are {', '.join(names)}.")
   for g in games:

@@ -108,7 +108,7 @@ def ratio_figure(
   value = float(scale * total_2[0] / total_2[1])
   sums_G2 = cluster_sums(columns_N2, clusters)
   error = standard_error(sums_G2[:, 0] - total_2[0] / total_2[1] * sums_G2[:, 1], total_2[1])
-  if error is None or error <= 1e-12 * abs(value / scale):
+  if error is None or error <= 1e-12 * np.abs(columns_N2[:, 0]).sum() / total_2[1]:
     return Figure(value, n)
   sums_S2 = resample_sums(sums_G2, seed=seed)
   # A draw can hold only examples without tokens; it says nothing about the ratio.
@@ -142,11 +142,13 @@ def macro_figure(
   ends = []
   influence_G = ((num_GL - ratio_L * den_GL) / den_L).mean(axis=1)
   # Languages without spread of their own bring no width; with bounds their own intervals do.
-  if np.abs(influence_G).max() > 1e-12 * np.abs(ratio_L).max():
+  if np.abs(influence_G).max() > 1e-12 * (np.abs(num_GL).sum(axis=0) / den_L).max():
     num_SL, den_SL, strata = resample_groups(present_GL, num_GL, den_GL, seed=seed)
     usable_S = (den_SL > 0).all(axis=1)
     draws_S = scale * (num_SL[usable_S] / den_SL[usable_S]).mean(axis=1)
-    ends.append(interval_of_draws(draws_S, value, n=len(num_GL), strata=strata))
+    low, high = interval_of_draws(draws_S, value, n=len(num_GL), strata=strata)
+    error = scale * stratified_error(influence_G, present_GL)
+    ends.append(at_least_student(low, high, value, error, len(num_GL), strata))
   if bounds is not None:
     ends_L2 = np.array(
       [
@@ -159,7 +161,10 @@ def macro_figure(
   ends = [(low, high) for low, high in ends if low is not None]
   if not ends:
     return Figure(value, n)
-  return Figure(value, n, min(low for low, _ in ends), max(high for _, high in ends))
+  low, high = min(low for low, _ in ends), max(high for _, high in ends)
+  if bounds is not None:
+    low, high = min(max(low, bounds[0]), value), max(min(high, bounds[1]), value)
+  return Figure(value, n, low, high)
 
 
 def cluster_sums(columns_NC: np.ndarray, clusters: Iterable | None) -> np.ndarray:
@@ -198,12 +203,11 @@ def resample_groups(present_GL: np.ndarray, *columns_GC: np.ndarray, seed: int):
 
   Groups are drawn among those that hold the same languages.
   """
-  patterns, stratum_G = np.unique(present_GL, axis=0, return_inverse=True)
-  stratum_G = stratum_G.reshape(-1)  # numpy 2.0 alone keeps the reduced axis
+  stratum_G, num_strata = _strata(present_GL)
   all_GC = np.concatenate(columns_GC, axis=1)
-  sums_SC = sum(resample_sums(all_GC[stratum_G == k], seed=(seed, k)) for k in range(len(patterns)))
+  sums_SC = sum(resample_sums(all_GC[stratum_G == k], seed=(seed, k)) for k in range(num_strata))
   ends = np.cumsum([c.shape[1] for c in columns_GC])[:-1]
-  return *np.split(sums_SC, ends, axis=1), len(patterns)
+  return *np.split(sums_SC, ends, axis=1), num_strata
 
 
 def interval_of_draws(
@@ -233,11 +237,22 @@ def standard_error(residuals_G: np.ndarray, total: float) -> float | None:
   return math.sqrt(num_clusters / (num_clusters - 1) * float(np.square(residuals_G).sum())) / total
 
 
-def at_least_student(low, high, value: float, error: float, n: int):
+def stratified_error(influence_G: np.ndarray, present_GL: np.ndarray) -> float:
+  """Standard error of the sum of what each group adds, drawn among groups of the same languages."""
+  stratum_G, num_strata = _strata(present_GL)
+  total = 0.0
+  for k in range(num_strata):
+    some = influence_G[stratum_G == k]
+    if len(some) > 1:
+      total += len(some) * float(some.var(ddof=1))
+  return math.sqrt(total)
+
+
+def at_least_student(low, high, value: float, error: float, n: int, strata: int = 1):
   """The interval, widened to Student's where a bootstrap has too few prompts to draw from."""
-  if n >= FEW_CLUSTERS or low is None:
+  if n - strata >= FEW_CLUSTERS - 1 or low is None:
     return low, high
-  half = _student(n - 1) * error
+  half = _student(n - strata) * error
   return min(low, value - half), max(high, value + half)
 
 
@@ -248,7 +263,7 @@ def at_least_rule_of_three(low, high, value: float, bounds, values_G: np.ndarray
   num_different = len(values_G) - counts.max()
   if num_different >= FEW_DIFFERENT or num_different > len(values_G) / 2:
     return low, high
-  others = 1 - 0.025 ** (1 / len(values_G))
+  others = 1 - 0.025 ** (1 / len(values_G))  # at this share, so many are equal once in 40 times
   return (
     min(value if low is None else low, value - others * (value - bounds[0])),
     max(value if high is None else high, value + others * (bounds[1] - value)),
@@ -283,6 +298,12 @@ def _share_interval(hits_G: np.ndarray, trials_G: np.ndarray) -> tuple[float, fl
     effective_n = num_clusters if share in (0, 1) else share * (1 - share) / max(error**2, 1e-30)
     low, high = wilson_interval(share * effective_n, effective_n, _student(num_clusters - 1))
   return at_least_rule_of_three(low, high, share, (0.0, 1.0), hits_G / trials_G)
+
+
+def _strata(present_GL: np.ndarray) -> tuple[np.ndarray, int]:
+  """A number for each group, the same where the languages are, and how many there are."""
+  patterns, stratum_G = np.unique(present_GL, axis=0, return_inverse=True)
+  return stratum_G.reshape(-1), len(patterns)  # numpy 2.0 alone keeps the reduced axis
 
 
 def _to_unit(numerators, denominators, bounds, scale: float = 1.0) -> np.ndarray:
