@@ -88,6 +88,8 @@ def compare(
   differ. bounds: the ends of a score, (0, 1) for shares.
   """
   check_same_ids({lang: None for lang in a}, {lang: None for lang in b}, what="languages")
+  if not a:
+    raise UserError("there is nothing to compare: a and b hold no language.")
   by_lang = {}
   for lang in a:
     ids = check_same_ids(a[lang], b[lang], what=f"prompts in {lang}")

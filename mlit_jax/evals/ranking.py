@@ -13,7 +13,6 @@ from mlit_jax.errors import UserError
 from mlit_jax.evals.statistics import (
   NUM_DRAWS,
   Figure,
-  cluster_sums,
   interval_of_draws,
   resample_sums,
 )
@@ -79,11 +78,13 @@ def rank(
   anchor = names[0] if anchor is None and names else anchor
   _check(games, names, anchor)
   size, at = len(names), {name: i for i, name in enumerate(names)}
-  points_NM = np.zeros((len(games), size * size))
-  for i, g in enumerate(games):
-    points_NM[i, at[g.a] * size + at[g.b]] = g.score
-    points_NM[i, at[g.b] * size + at[g.a]] = 1 - g.score
-  points_GM = cluster_sums(points_NM, [g.prompt for g in games])
+  prompts = {prompt: k for k, prompt in enumerate(dict.fromkeys(g.prompt for g in games))}
+  rows, a, b = np.array([(prompts[g.prompt], at[g.a], at[g.b]) for g in games]).T
+  scores = np.array([g.score for g in games], np.float64)
+  points_GM = np.zeros((len(prompts), size * size))
+  np.add.at(points_GM, (rows, a * size + b), scores)
+  np.add.at(points_GM, (rows, b * size + a), 1 - scores)
+  num_games_M = np.bincount(a, minlength=size) + np.bincount(b, minlength=size)
   points_MM = points_GM.sum(axis=0).reshape(size, size)
   met_MM = (points_MM + points_MM.T) > 0
   _check_connected(points_MM + added_ties / 2 * met_MM, names)
@@ -97,11 +98,11 @@ def rank(
   elo_SM = ANCHOR_ELO + ELO_PER_LOG_ODDS * (draws_SM - draws_SM[:, at[anchor], None])
   figures = {}
   for name in sorted(names, key=lambda name: (-elo_M[at[name]], name)):
-    k, num = at[name], sum(name in (g.a, g.b) for g in games)
+    k = at[name]
     ends = (None, None)
     if name != anchor:
       ends = interval_of_draws(elo_SM[:, k], float(elo_M[k]), n=len(points_GM))
-    figures[name] = Figure(float(elo_M[k]), num, *ends)
+    figures[name] = Figure(float(elo_M[k]), int(num_games_M[k]), *ends)
   return Ranking(figures, anchor, float(loose_S.mean()))
 
 

@@ -283,6 +283,14 @@ def test_ids_that_differ_are_named():
     compare(many, {"en": {}})
 
 
+def test_nothing_on_either_side_is_told():
+  with pytest.raises(UserError, match="hold no language"):
+    compare({}, {})
+  empty = compare({"en": {}}, {"en": {}})
+  assert empty.mean.figure.value is None and empty.by_lang["en"].adjusted is None
+  Console(file=io.StringIO()).print(empty.table())
+
+
 def test_figures_are_a_function_of_the_seed(monkeypatch):
   monkeypatch.setattr(comparing, "MAX_UNITS", 0)  # draw what could be counted
   a, b = np.random.default_rng(0).integers(0, 2, (2, 60)).astype(float)

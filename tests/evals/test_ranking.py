@@ -85,6 +85,11 @@ def test_games_of_a_prompt_are_drawn_together():
   assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=1e-3)
 
 
+def test_every_model_counts_its_games():
+  ranking = rank(round_robin([0.0, 0.2, 0.1], 20) + [Game(7, "m0", "m2", 1)], num_draws=50)
+  assert {name: figure.n for name, figure in ranking.figures.items()} == dict(m0=41, m1=40, m2=41)
+
+
 def test_the_anchor_shifts_everything():
   games = round_robin([0.0, 0.5, 1.0], 40)
   one, two = rank(games, anchor="m0", num_draws=200), rank(games, anchor="m2", num_draws=200)
