@@ -35,7 +35,7 @@ METRICS = {
     lambda p: (p.a_first == A) + (p.b_first == B),
     lambda p: (p.a_first in (A, B)) + (p.b_first in (A, B)),
   ),
-  "invalid_rate": (lambda p: (p.a_first is None) + (p.b_first is None), lambda p: 2),
+  "invalid_rate": (lambda p: not p.valid, lambda p: 1),
 }
 # Below this, what is left of a score after position-followers is anecdote.
 MIN_CONTENT_PAIRS = 10
@@ -87,7 +87,7 @@ def win_scores(pairs: Iterable[VerdictPair], *, seed: int = 0) -> dict[str, dict
   """{lang: {metric: Figure}} for METRICS, and "mean": the unweighted means over languages.
 
   Several pairs of one prompt (more judges, repeats) stay together. n counts what the metric is a
-  share of: prompts with two readable verdicts, or single verdicts.
+  share of: prompts (with two readable verdicts, but for invalid_rate), or single verdicts.
   """
   pairs = list(pairs)
   languages = sorted({p.lang for p in pairs})

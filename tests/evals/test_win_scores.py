@@ -58,8 +58,8 @@ def test_scores_and_rates_by_hand():
   # Decided verdicts 10: with a first a a b a a b, of which a is the first slot: 4; with b first
   # a a b b, of which b is: 2.
   assert english["first_slot_rate"] == Figure(pytest.approx(6 / 10), 10, *bounds(english["first_slot_rate"]))  # fmt: skip
-  assert english["invalid_rate"].value == pytest.approx(1 / 14)
-  assert english["invalid_rate"].n == 14
+  assert english["invalid_rate"].value == pytest.approx(1 / 7)
+  assert english["invalid_rate"].n == 7
   for figure in english.values():
     assert 0 <= figure.low < figure.value < figure.high <= 1
 
@@ -99,7 +99,7 @@ def test_a_language_without_a_readable_verdict_has_no_score_and_leaves_no_mean()
   out = win_scores(pairs_of([("a", "a")] * 3) + pairs_of([(None, "a")], "sw"))
   assert out["sw"]["win_score"] == Figure(None, 0)
   assert out["mean"]["win_score"].value is None
-  assert out["sw"]["invalid_rate"].value == 0.5
+  assert out["sw"]["invalid_rate"].value == 1.0
 
 
 def test_an_unknown_verdict_is_named():
