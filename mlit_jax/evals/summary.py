@@ -33,6 +33,8 @@ METRICS = {
 }
 SHARES = ("fidelity", "stopped", "exact")
 NO_SUMS = (None, None, 1.0)  # a metric of a suite: the mean of Record.scores
+# Ends that the values of an example cannot leave.
+BOUNDS = {**dict.fromkeys(SHARES, (0, 1)), "chrf": (0, 100)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _figure(metric, records, seed) -> Figure:
   if _is_share(metric, records):
     return proportion_figure(numerators)
   if metric not in METRICS or METRICS[metric][1] is None:
-    return mean_figure(numerators, seed=seed)
+    return mean_figure(numerators, bounds=BOUNDS.get(metric), seed=seed)
   return ratio_figure(numerators, denominators, seed=seed, scale=METRICS[metric][2])
 
 
@@ -223,7 +225,7 @@ def _mean(metric, records, languages, seed) -> Figure:
     den_GL,
     seed=seed,
     scale=METRICS.get(metric, NO_SUMS)[2],
-    wilson=_is_share(metric, records),
+    bounds=(0, 1) if _is_share(metric, records) else BOUNDS.get(metric),
   )
   return dataclasses.replace(mean, n=len(records))
 
