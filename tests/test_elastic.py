@@ -10,7 +10,7 @@ from tests import commands
 
 pytestmark = pytest.mark.slow
 EPOCHS = (
-  16  # 416 steps: a signal takes JAX a second and more to agree on, and the run must not end before
+  16  # 414 steps: a signal takes JAX a second and more to agree on, and the run must not end before
 )
 COUNTS = {"en": 70, "sw": 35, "zh": 35}
 LINES = (
