@@ -17,10 +17,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from mlit_jax.errors import UserError
 
 EXIT_USER, EXIT_FAULT, EXIT_STOPPED = 2, 1, 75
+LONGEST_WAIT_MS = 24 * 3600 * 1000  # for processes that are alive but not ready to begin
 MESSAGE_BYTES = 2048  # of an error that processes tell one another
 
 
@@ -132,6 +134,8 @@ def _messages(failed: Exception | None) -> dict[int, str]:
   mine = np.zeros(MESSAGE_BYTES, np.uint8)
   data = np.frombuffer(text.encode()[:MESSAGE_BYTES], np.uint8)
   mine[: len(data)] = data
+  # Gloo gives up after 30 s, and one may have tokenised longer than that; the coordinator waits.
+  get_barrier_sync_fn()(key="mlit_jax together", timeout_ms=LONGEST_WAIT_MS)
   rows = multihost_utils.process_allgather(mine)
   texts = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
   return {i: text for i, text in enumerate(texts) if text}

@@ -457,6 +457,7 @@ def test_a_process_that_cannot_go_on_is_heard_by_the_others(monkeypatch, failed,
     return np.stack([np.zeros_like(mine), mine])
 
   monkeypatch.setattr(runtime.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(runtime, "get_barrier_sync_fn", lambda: lambda **_: None)
   monkeypatch.setattr(runtime.multihost_utils, "process_allgather", gather)
   with pytest.raises(type(failed)) as raised, runtime.together():
     raise failed

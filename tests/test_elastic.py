@@ -9,14 +9,16 @@ from mlit_jax.training.checkpoint import resolve_step
 from tests import commands
 
 pytestmark = pytest.mark.slow
-EPOCHS = 2
+EPOCHS = (
+  16  # 414 steps: a signal takes JAX a second and more to agree on, and the run must not end before
+)
 COUNTS = {"en": 70, "sw": 35, "zh": 35}
 LINES = (
   f"c.epochs = {EPOCHS}",
   "c.data.mixture = {'counts': {'en': 70, '*': 70}}",
   "c.eval.sets = {}",
   "c.eval.every_steps = 0",
-  "c.checkpoint.every_steps = 5",
+  "c.checkpoint.every_steps = 40",
   "c.log.batches = True",
 )
 
@@ -65,14 +67,15 @@ def test_four_processes_then_two_then_one_are_the_unbroken_run(tmp_path):
     expected = {s: n for n, of in shares for s in of if process < 4 // n}
     assert rows == expected, process
 
-  of_epochs = [collections.Counter(), collections.Counter()]
+  of_epochs = [collections.Counter() for _ in range(EPOCHS)]
   seen = 0
   for place in sorted(given):  # in the order of the run; no row spans two epochs
     for example in given[place]["examples"]:
       of_epochs[seen // sum(COUNTS.values())][example] += 1
       seen += 1
   assert seen == EPOCHS * sum(COUNTS.values())
-  assert of_epochs[0] == of_epochs[1] and set(of_epochs[0].values()) == {1}
+  assert all(epoch == of_epochs[0] for epoch in of_epochs)
+  assert set(of_epochs[0].values()) == {1}
   languages = collections.Counter(e.split("/")[-1].split(".")[0] for e in of_epochs[0])
   assert languages == COUNTS
 
@@ -87,8 +90,10 @@ def test_four_processes_then_two_then_one_are_the_unbroken_run(tmp_path):
   for step, event in theirs.items():
     for name, value in event.items():
       exact = name.startswith(("step", "train/share", "train/padding", "train/learning_rate"))
-      # Sums of float32 in another order; measured: 3e-7 of a loss, 2e-6 of a gradient norm.
-      tolerance = 0 if exact else 1e-5 if "loss" in name else 1e-4
+      # Sums of float32 in another order: 6e-7 of a loss and 2e-6 of a gradient norm in the first 52 steps.
+      # Differences feed on themselves later: 1.1e-4 of a gradient norm at step 136.
+      tolerance = (1e-5 if "loss" in name else 1e-4) * (1 if step <= 52 else 100)
+      tolerance = 0 if exact else tolerance
       assert ours[step][name] == pytest.approx(value, rel=tolerance), (step, name)
 
 
