@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,13 +64,11 @@ def open_templates(
     template = read_template(Path(path))
     return dict.fromkeys(languages, template)
   folder = Path(path) if path else RUBRICS
-  return {
-    lang: _of_language(lang if rubric_language == "prompt" else rubric_language, folder)
-    for lang in languages
-  }
+  if rubric_language != "prompt":
+    return dict.fromkeys(languages, _of_language(rubric_language, folder))
+  return {lang: _of_language(lang, folder) for lang in languages}
 
 
-@functools.lru_cache(maxsize=256)
 def read_template(path: Path, lang: str = "") -> Template:
   """The template in a file; UserError where a field is missing or unknown."""
   try:

@@ -40,7 +40,9 @@ class Served:
     self.server.shutdown()
     self.server.server_close()
 
-  def _handler(served):  # noqa: N805: `self` is the handler's
+  def _handler(self):
+    served = self  # within the handler `self` is another
+
     class Handler(http.server.BaseHTTPRequestHandler):
       def log_message(self, *args):
         pass
