@@ -66,7 +66,7 @@ def main() -> int:
   add(
     "--rubric_language", default="prompt", help="prompt: the question's (default); en, or another"
   )
-  add("--temperature", type=float, default=0.0)
+  add("--temperature", type=float, default=0.0, help="of an endpoint; a local model is greedy")
   add("--max_new_tokens", type=int, default=512, help="of a judge's reply")
   add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a local model")
   http = parser.add_argument_group("endpoints")
@@ -211,6 +211,11 @@ def agree_to_pay(args, judge: EndpointJudge, asks: list[Ask], terminal: Terminal
 
 def local_model(args, name: str, terminal: Terminal):
   """(a function from conversations to replies, what identifies the model): all that knows our engine."""
+  if args.temperature:
+    raise UserError(
+      f"--temperature is {args.temperature}; a local judge is greedy, so that a run that was stopped "
+      "goes on as if it had not been"
+    )
   runtime.start()
   if jax.process_count() > 1:
     raise UserError("judging runs in one process; start it without the variables of a cluster")
@@ -245,12 +250,10 @@ def local_model(args, name: str, terminal: Terminal):
       model.params,
       prompts,
       stop_ids=model.tokenizer.stop_ids,
-      temperature=args.temperature,
-      seed=args.seed,
     )
     return [model.tokenizer.decode(done.tokens) for done in completions]
 
-  identity = (weights_fingerprint(model.params), model.tokenizer.fingerprint, args.temperature)
+  identity = (weights_fingerprint(model.params), model.tokenizer.fingerprint)
   return answer, (*identity, args.max_new_tokens, args.dtype)
 
 

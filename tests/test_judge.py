@@ -278,6 +278,8 @@ def test_a_prompt_that_a_local_model_cannot_hold_is_refused(tmp_path, files):
   words = files(a=answers(good, rows=1), b=answers(fair, rows=1))
   err = refused(*words, "--judge", f"model:{ASSETS / 'base12'}", "--out", tmp_path / "out")
   assert "has 256 positions" in err and "--template" in err
+  words += ["--judge", f"model:{ASSETS / 'base12'}", "--out", tmp_path / "out"]
+  assert "a local judge is greedy" in refused(*words, "--temperature", 1)
 
 
 # --- a real model behind a real server
@@ -293,7 +295,7 @@ def tiny(tmp_path_factory):
   shutil.copytree(ASSETS / "base12", folder, dirs_exist_ok=True)
   config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 4096}
   (folder / "config.json").write_text(json.dumps(config))
-  args = argparse.Namespace(max_new_tokens=6, temperature=0.0, seed=0, dtype="float32")
+  args = argparse.Namespace(max_new_tokens=6, temperature=0.0, dtype="float32")
   answer, _ = judge.local_model(args, str(folder), Terminal(shown=False))
   lock, known = threading.Lock(), {}
 
@@ -317,6 +319,7 @@ def flaky(n):
 @pytest.fixture
 def quick(monkeypatch):
   monkeypatch.setattr("mlit_jax.evals.judging.endpoint.FIRST_WAIT_SECONDS", 0.01)
+  monkeypatch.setattr("mlit_jax.evals.judging.endpoint.SAY_SECONDS", 0.0)
 
 
 def test_a_real_model_behind_a_bad_server(tmp_path, files, template, tiny, quick):
@@ -495,7 +498,24 @@ def test_bad_arguments(tmp_path, files, monkeypatch, words, parts):
     assert not server.asked
   for part in parts:
     assert part in err
-  assert not (tmp_path / "out" / "summary.json").exists()
+  # Nothing that would stand in the way of the next attempt, whatever its prompts.
+  left = commands.contents(tmp_path / "out")
+  assert left.keys() <= {".lock", "verdicts.jsonl"} and not left.get("verdicts.jsonl")
+
+
+@pytest.mark.parametrize("reply", ["y", "n"])
+def test_someone_is_asked_before_it_costs(tmp_path, files, template, monkeypatch, reply):
+  asked = []
+  monkeypatch.setattr("sys.stdin", mock.Mock(isatty=lambda: True))
+  monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or reply)
+  words = [*files(a=answers(good), b=answers(fair)), "--template", template, "--key_env", "none"]
+  with Served(prefers_long) as server:
+    words += ["--judge", f"{server.url}#m", "--out", tmp_path / "out"]
+    if reply == "y":
+      assert "30 calls, about" in ok(*words)
+    else:
+      assert "not judged" in refused(*words)
+    assert len(server.asked) == (30 if reply == "y" else 0) and len(asked) == 1
 
 
 def test_mismatched_ids_and_languages_that_cannot_be_told(tmp_path, files):

@@ -30,6 +30,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 LONGEST_ASKED_WAIT_SECONDS = 600.0  # an endpoint that asks for more is tried again by hand
 MAX_REPLY_BYTES = 10_000_000
 NUM_SHOWN = 300  # characters of what a server said, in a message
+SAY_SECONDS = 1.0  # between two lines about failures that are tried again
 
 
 class Unavailable(UserError):
@@ -113,7 +114,7 @@ class Endpoint:
     self.url, self.model, self.request, self.limits = url.rstrip("/"), model, request, limits
     self.called_off = threading.Event()
     self.pacer = Pacer(limits.per_minute, self.called_off)
-    self.say = say
+    self.say, self.said, self.unsaid = say, -SAY_SECONDS, 0
     parts = urllib.parse.urlsplit(self.url)
     self._key = _read_key(key_env, self.url)
     if self._key and parts.scheme == "http" and not _is_loopback(parts.hostname):
@@ -149,13 +150,22 @@ class Endpoint:
         wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt) * random.uniform(0.5, 1.0)
       else:
         self.pacer.pause(wait)
-      self.say(f"{where}: {trouble}; again in {wait:.1f} s")
+      self._tell(f"{where}: {trouble}; again in {wait:.1f} s")
       self.pacer.sleep(wait)
     raise Unavailable(
       f"{self.url} did not answer for {where} in {self.limits.retries + 1} tries, the last time: "
       f"{trouble}. See that the endpoint is up and serves {self.model!r}, then run the same command "
       "again: it goes on from what was judged."
     )
+
+  def _tell(self, text: str) -> None:
+    """Say it, unless something was said a moment ago: many threads meet the same trouble."""
+    with self.pacer.lock:
+      quiet = time.monotonic() - self.said < SAY_SECONDS
+      unsaid, self.unsaid = self.unsaid, self.unsaid + 1 if quiet else 0
+      self.said = self.said if quiet else time.monotonic()
+    if not quiet:
+      self.say(text + (f" (and {unsaid} more like this)" if unsaid else ""))
 
   def _once(self, body: bytes, where: str) -> Reply:
     request = urllib.request.Request(f"{self.url}/chat/completions", data=body, method="POST")

@@ -92,8 +92,8 @@ class Store:
     except OSError as e:
       raise UserError(f"{path}: {e.strerror or e}. Choose another --out.") from e
     self.synced = time.monotonic()
-    if not whole:
-      self._append(header)
+    # Written with the first verdict: a run that came to nothing claims no folder for its prompts.
+    self.unwritten = None if whole else header
 
   def __enter__(self):
     return self
@@ -104,6 +104,9 @@ class Store:
 
   def add(self, record: Mapping) -> None:
     """Keep a record under its `key`; on the disk a second later at most, or when the file is closed."""
+    if self.unwritten:
+      self._append(self.unwritten)
+      self.unwritten = None
     self._append(record)
     self.by_key[record["key"]] = dict(record)
     if time.monotonic() - self.synced > SYNC_SECONDS:

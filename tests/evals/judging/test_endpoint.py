@@ -19,6 +19,7 @@ ASK = [{"role": "user", "content": "Kumpi? 你好"}]
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
   monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
+  monkeypatch.setattr(module, "SAY_SECONDS", 0.0)
   monkeypatch.setenv("A_KEY", KEY)
   monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens: the loopback needs none
 
@@ -60,6 +61,31 @@ def test_what_may_pass_is_tried_again(fault):
     assert make(server, said).complete(ASK, "fi 1").text.startswith("kaiku")
   assert len(server.asked) == 3
   assert len(said) == 2 and "fi 1" in said[0] and "again in" in said[0]
+
+
+def test_the_same_trouble_is_told_once_in_a_while(monkeypatch):
+  monkeypatch.setattr(module, "SAY_SECONDS", 60.0)
+  said = []
+  with Served(echo, lambda n: 500 if n < 4 else None) as server:
+    asked = make(server, said)
+    asked.complete(ASK, "fi 1")
+    assert len(said) == 1
+    asked.said -= 60
+    asked._tell("again")
+  assert said[1] == "again (and 2 more like this)"
+
+
+@pytest.mark.parametrize(
+  "content, text", [(None, ""), ([{"type": "text", "text": "a"}, {"type": "x"}], "a"), (7, None)]
+)
+def test_contents_that_are_no_text(content, text):
+  """Parts are joined, nothing is an empty reply, a number is no reply of this schema."""
+  with Served(lambda messages: content) as server:
+    if text is None:
+      with pytest.raises(Unavailable, match="content is a int"):
+        make(server, retries=0).complete(ASK, "fi 1")
+    else:
+      assert make(server).complete(ASK, "fi 1").text == text
 
 
 @pytest.mark.parametrize("fault", ["stall", "drip"])
