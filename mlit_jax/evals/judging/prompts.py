@@ -15,6 +15,7 @@ from pathlib import Path
 
 import langcodes
 
+from mlit_jax.data.languages import normalise_tag
 from mlit_jax.errors import UserError
 from mlit_jax.evals.judging.pairs import Pair, digest
 from mlit_jax.evals.judging.verdicts import disarm
@@ -65,7 +66,7 @@ def open_templates(
     return dict.fromkeys(languages, template)
   folder = Path(path) if path else RUBRICS
   if rubric_language != "prompt":
-    return dict.fromkeys(languages, _of_language(rubric_language, folder))
+    return dict.fromkeys(languages, _of_language(normalise_tag(rubric_language), folder))
   return {lang: _of_language(lang, folder) for lang in languages}
 
 

@@ -115,3 +115,8 @@ class Served:
         self.wfile.write(data)
 
     return Handler
+
+
+def flaky(n):
+  """Of ten requests, five meet something else than an answer."""
+  return {0: 500, 2: 429, 5: "text", 7: "empty", 8: "closed"}.get(n % 10)

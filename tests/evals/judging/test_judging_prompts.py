@@ -112,6 +112,9 @@ def test_the_language_of_the_rubric():
   english = open_templates(["fi", "sr-Latn"], rubric_language="en")
   assert english["fi"] is english["sr-Latn"]
   assert "Language of the question: Finnish." in content(english["fi"])
+  assert open_templates(["sw"], rubric_language="Finnish")["sw"].lang == "fi"
+  with pytest.raises(UserError, match="not a language that BCP 47 knows"):
+    open_templates(["fi"], rubric_language="prompts")
   with pytest.raises(UserError, match=r"no rubric in 'ka'.*ar cs en .*--rubric_language en"):
     open_templates(["ka"])
 
