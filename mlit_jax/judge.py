@@ -126,10 +126,12 @@ def run(args) -> None:
       "identical": sum(pair.identical for pair in pairs),
       "left_out": left_out,
       "gate": args.gate,
-      "rubric": args.template or f"shipped, {args.rubric_language}",
-      "temperature": args.temperature,
+      "orders": "one" if 0 < len(asks) == len({ask.pair for ask in asks}) else "both",
       "seed": args.seed,
     }
+    if spec.kind in ("endpoint", "model"):
+      about["rubric"] = args.template or f"shipped ({args.rubric_language})"
+      about["temperature"] = args.temperature
     write(out, summary, table, about)
   terminal.table(report.table(summary, title(about)))
   terminal.line(f"summary.json, scores.jsonl, report.md and verdicts.jsonl are in {out}")
@@ -347,7 +349,8 @@ def title(about: dict) -> str:
 def write(out: Path, summary: dict, table: list[scores.Judged], about: dict) -> None:
   """All results, each file whole or not at all."""
   notes = [
-    f"Judge: `{about['judge']}`, both orders, rubric: {about['rubric']}.",
+    f"Judge: `{about['judge']}`, {about['orders']} order{'s' * (about['orders'] == 'both')}"
+    + (f", rubric: {about['rubric']}." if "rubric" in about else "."),
     f"{about['prompts']} prompts; {about['identical']} with the same answer twice (ties that need no "
     f"judge), {about['left_out']} left out. Win 1, tie 0.5 (also where the orders disagree), loss 0; "
     "95 % intervals over prompts. Ties by orders that disagree draw a score towards 50.",

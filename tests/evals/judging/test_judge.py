@@ -71,7 +71,7 @@ def test_recorded_verdicts_give_the_score_by_hand(tmp_path, files):
   assert {row["group_id"] for row in table} == set(ids)
   assert "60.0" in shown and "zh 30.0" in shown
   page = (out / "report.md").read_text(encoding="utf-8")
-  assert "| sw | 4 | 100.0" in page and "tie 0.5" in page
+  assert "| sw | 4 | 100.0" in page and "tie 0.5" in page and "v.jsonl`, both orders.\n" in page
   assert json.loads((out / "judging.json").read_text())["prompts"] == 15
   # What was judged can be read again as what was recorded.
   again = tmp_path / "again"
@@ -139,6 +139,23 @@ def test_the_gate_ranks_what_a_judge_of_length_does_not(tmp_path, files, templat
   assert scores["english"] == (100, 0)
   assert scores["nothing"] == (0, 0)
   assert scores["prompt"][1] < 50
+
+
+def test_people_may_see_each_pair_once(tmp_path, files):
+  """One verdict is the score; nothing is said about consistency."""
+  words = [*files(a=answers(good), b=answers(fair)), "--people_orders", "one"]
+  path, out = tmp_path / "sheet.csv", tmp_path / "out"
+  words += ["--judge", f"people:{path}", "--out", out]
+  assert "15 rows in" in ok(*words)
+  head, *lines = path.read_text(encoding="utf-8-sig").split("\n")
+  path.write_text("\n".join([head, *(line.replace(",,,", ",1,,") for line in lines)]))
+  ok(*words)
+  figures = summary(out)["mean"]
+  firsts = [row["winner_ab"] == "a" for row in lines_of(out / "scores.jsonl")]
+  assert figures["win_score"]["value"] == pytest.approx(100 * sum(firsts) / 15)
+  assert 0 < sum(firsts) < 15 and figures["first_slot_rate"]["value"] == 1
+  assert "order_consistency" not in figures and figures["tie_rate"]["value"] == 0
+  assert "one order.\n" in (out / "report.md").read_text()
 
 
 # --- what a user can get wrong
