@@ -115,7 +115,7 @@ def test_every_command_is_known_as_an_entry_point():
     for name, path in modules().items()
     if path.parent == ROOT and '__name__ == "__main__"' in path.read_text(encoding="utf-8")
   }
-  assert {"train", "evaluate", "generate", "export"} <= commands <= ENTRY_POINTS
+  assert {"train", "evaluate", "generate", "judge", "export"} <= commands <= ENTRY_POINTS
 
 
 def test_the_exceptions_are_still_needed():
