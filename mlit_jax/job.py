@@ -51,6 +51,8 @@ class Job:
       seed=c.seed,
       dtype=self.dtype,
       languages=plan.languages,
+      lid=c.eval.lid,
+      lid_key="eval.lid",
     )
 
   def run(self, base) -> None:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
-from mlit_jax.detect import LanguageDetector
+from mlit_jax.detectors import open_detector
 from mlit_jax.evals import likelihood, summary
 from mlit_jax.evals.decoding import Generator
 from mlit_jax.evals.summary import Record
@@ -35,8 +35,13 @@ class Evaluator:
     seed: int = 0,
     dtype=jnp.bfloat16,
     languages: Sequence[str] = (),
+    lid: str = "",
+    lid_key: str = "--lid",
   ):
-    """`languages`: what an answer may be in besides the languages of the sets, e.g. those trained on."""
+    """`languages`: what an answer may be in besides the languages of the sets, e.g. those trained on.
+
+    lid: the detector, see open_detector; lid_key: where the user said it.
+    """
     self.tokenizer, self.sets, self.rows, self.seed = tokenizer, sets, rows, seed
     self.sampling = dict(temperature=temperature, top_p=top_p, seed=seed)
     self.num_segments = max((s.num_segments for s in sets), default=1)
@@ -53,7 +58,7 @@ class Evaluator:
         dtype=dtype,
       )
       asked = {q.lang for q in questions} | {lang for s in sets for lang in s.encoded.languages}
-      self.detector = LanguageDetector(sorted(asked | set(languages)))
+      self.detector = open_detector(lid, sorted(asked | set(languages)), where=lid_key)
 
   def run(self, params, progress: Callable[[str], None] | None = None) -> tuple[dict, list[Record]]:
     """(summary, records); see evals/summary.py for both."""

@@ -13,10 +13,15 @@ METRIC_FORMAT = {
   "loss": ".3f",
   "bits_per_byte": ".3f",
   "fidelity": ".0%",
+  "coverage": ".0%",
+  "line_pass": ".0%",
+  "word_pass": ".0%",
   "stopped": ".0%",
   "chrf": ".1f",
   "exact": ".0%",
 }
+
+LEFT_OUT = ("exact", "line_pass", "word_pass")  # of the line of an evaluation
 
 
 def plan_table(ledger: dict) -> Table:
@@ -101,7 +106,7 @@ def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
   parts = [f"eval {step:>{len(str(total))}}/{total}  {name}"]
   for metric, form in METRIC_FORMAT.items():
     mean, worst = by_lang[MEAN].get(metric), by_lang[WORST].get(metric)
-    if mean and mean["value"] is not None and metric != "exact":
+    if mean and mean["value"] is not None and metric not in LEFT_OUT:
       parts.append(
         f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})"
       )
