@@ -1,6 +1,10 @@
 """Evaluate a model on rows, per language.
 
 python -m mlit_jax.evaluate --model runs/quickstart --suite 'mlit_jax/assets/instructions12/eval/*.jsonl' --out runs/quickstart/final
+
+Answers that exist already are scored for their language, without a model:
+
+python -m mlit_jax.evaluate --answers runs/quickstart/final/generations.jsonl --out runs/quickstart/languages
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ from mlit_jax.checks import check_eval_set
 from mlit_jax.data.evalset import make_eval_set
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Conversation, read_sources
+from mlit_jax.detectors import open_detector
 from mlit_jax.errors import UserError
-from mlit_jax.evals import summary
+from mlit_jax.evals import answers, summary
 from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.opening import open_model, whole_mesh
 from mlit_jax.training import card
@@ -31,14 +36,29 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     "mlit_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]"
-  )
+  parser.add_argument("--model", help="Hugging Face folder, hub id, or workdir[@step]")
   parser.add_argument(
     "--suite",
     nargs="+",
-    required=True,
+    default=[],
     help="rows files or quoted globs, a set each; rows carry `lang`",
+  )
+  parser.add_argument(
+    "--answers",
+    nargs="+",
+    default=[],
+    help="answers to score instead, a set for each file, as generations.jsonl has them",
+  )
+  parser.add_argument(
+    "--lid", default="", help="detector: lingua, or the .bin or .ftz file of a fastText model"
+  )
+  parser.add_argument(
+    "--reference",
+    action="store_true",
+    help="of --answers also the published line and word pass rates",
+  )
+  parser.add_argument(
+    "--words", default="", help="English words for --reference, one a line; else Webster's second"
   )
   parser.add_argument("--languages", default="", help="only these, e.g. sw,fi")
   parser.add_argument("--out", required=True, help="folder for summary.json and generations.jsonl")
@@ -59,6 +79,11 @@ def main() -> int:
 
 def run(args) -> None:
   """Read the rows, open the model, score and answer, write."""
+  if args.answers:
+    return score_answers(args)
+  for key in ("model", "suite"):
+    if not getattr(args, key):
+      raise UserError(f"--{key} is missing; name it, or existing answers as --answers")
   for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0)):
     if getattr(args, name) < least:
       raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
@@ -97,6 +122,7 @@ def run(args) -> None:
     top_p=args.top_p,
     seed=args.seed,
     dtype=jnp.dtype(args.dtype),
+    lid=args.lid,
   )
   figures, records = evaluator.run(model.params)
   if runtime.is_main():
@@ -104,6 +130,37 @@ def run(args) -> None:
     runtime.write_json(out / "summary.json", figures)
   for name in figures:
     terminal.table(summary.table(figures, name))
+    if evaluator.detector:
+      mine = (r for r in records if r.set == name)
+      for line in answers.fidelity_lines(mine, evaluator.detector.name):
+        terminal.line(line)
+
+
+def score_answers(args) -> None:
+  """Language fidelity of answers that exist already."""
+  for key in ("model", "suite"):
+    if getattr(args, key):
+      raise UserError(f"--answers scores what is there already; leave --{key} out")
+  wanted = {normalise_tag(tag) for tag in args.languages.split(",") if tag}
+  sets = answers.read_sets(args.answers, wanted)
+  asked = sorted({record.lang for records in sets.values() for record in records})
+  detector = open_detector(args.lid, asked)
+  terminal = Terminal(shown=True)
+  records = [r for rows in sets.values() for r in summary.score_responses(rows, detector)]
+  figures = summary.summarise(records, seed=args.seed)
+  out = Path(args.out)
+  rates = answers.reference_rates(sets, detector, args.words) if args.reference else {}
+  summary.write_evaluation(out, figures)
+  runtime.write_json(out / "summary.json", figures)
+  answers.write_verdicts(out / "verdicts.jsonl", records)
+  for name in figures:
+    terminal.table(summary.table(figures, name))
+    for line in answers.fidelity_lines((r for r in records if r.set == name), detector.name):
+      terminal.line(line)
+  if rates:
+    runtime.write_json(out / "line_and_word_pass_rates.json", rates)
+    for name, by_lang in rates.items():
+      terminal.table(answers.rates_table(name, by_lang))
 
 
 def by_name(suites: list[str]) -> dict[str, list[str]]:

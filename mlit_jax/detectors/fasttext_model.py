@@ -1,5 +1,6 @@
 """fastText models for language identification, such as lid.176 and GlotLID, given as a file."""
 
+import hashlib
 from pathlib import Path
 
 from mlit_jax.detect import accepted_in, accepted_languages
@@ -15,9 +16,11 @@ class FastTextDetector:
 
   def __init__(self, path, languages, *, where: str = "--lid"):
     """languages: those that may be asked for; UserError for one that cannot be told."""
-    self.name = Path(path).name
     self.languages = tuple(sorted(set(languages)))
     self._model = _load(path, where)
+    with open(path, "rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+    self.name = f"{Path(path).name} {digest[:8]}"  # files of many models have the same name
     labels, _ = self._model.predict("a", k=-1, threshold=-1.0)
     self.known = frozenset(map(language_of_label, labels))
     self._accepted = accepted_languages(self.languages, self.known)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from mlit_jax.data.foreign import foreign_share, length, scripts_of
+from mlit_jax.data.foreign import foreign_share, scripts_of
 from mlit_jax.data.ngrams import normalise
 from mlit_jax.detect import LETTER, Detector, prose_or_all
 from mlit_jax.evals.segmenting import (
@@ -21,6 +21,7 @@ from mlit_jax.evals.segmenting import (
   latin_stretches,
   latin_words,
   pieces,
+  size,
 )
 
 # Why an answer fails.
@@ -34,9 +35,9 @@ MIXED_LINES = "mixed lines"
 LATIN_WORDS = "Latin words"
 NOT_JUDGED = (EMPTY, TOO_SHORT, UNSEGMENTABLE)
 
-# Letters of an answer, those of unspaced scripts counted twice. Of the beginnings of NTREX-128's lines
-# with 4 to 7 letters lingua tells 62 % (es) to 82 % (sw) right in Latin scripts, with 8 to 11 72 % (fi) to 89 %.
-FEWEST_LETTERS = 8
+# Letters of an answer, see segmenting.size. Of beginnings of NTREX-128's lines with 4 to 7 letters
+# lingua tells 62 % (es) to 82 % (sw) right in Latin letters, with 8 to 11 72 % (fi) to 89 % (sw).
+SMALLEST = 8
 FOREIGN_SHARE = 0.5  # of the words; an answer with more is in another script
 UNSURE = 0.1  # a sentence whose own language has this much of the probability is not foreign
 SURE = 0.5  # nor one where no other language has more
@@ -64,6 +65,11 @@ class Verdict:
   quote: str = ""
   words: tuple[str, ...] = ()
   is_latin: bool = False  # the language is written in Latin letters, too: words are not looked for
+
+  @property
+  def reason(self) -> str:
+    """why, and which language was found where that is the reason: "wrong language en"."""
+    return f"{self.why} {self.language}" if self.why == WRONG_LANGUAGE else self.why
 
   def row(self) -> dict:
     """As it is written beside the answer; what there is nothing to say of is left out."""
@@ -138,7 +144,7 @@ def _too_little(text: str) -> str:
     return EMPTY
   if is_unsegmentable(text):
     return UNSEGMENTABLE
-  return TOO_SHORT if length(text) < FEWEST_LETTERS else ""
+  return TOO_SHORT if size(text) < SMALLEST else ""
 
 
 def _whole(text, lang, found, detector) -> Verdict:
@@ -161,7 +167,7 @@ def _whole(text, lang, found, detector) -> Verdict:
 def _foreign_pieces(texts, langs, rest, detector) -> list[Piece | None]:
   """The first piece of each of these texts that is plainly in another language, if any."""
   parts = [
-    (i, piece) for i in rest for piece in _several(pieces(texts[i])) if length(piece.text) >= PIECE
+    (i, piece) for i in rest for piece in _several(pieces(texts[i])) if size(piece.text) >= PIECE
   ]
   first: dict[int, Piece] = {}
   found = detector.probabilities([piece.text for _, piece in parts])

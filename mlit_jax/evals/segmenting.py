@@ -10,8 +10,9 @@ from mlit_jax.data.foreign import length
 from mlit_jax.data.ngrams import WORD, character_kinds, code_points, unit_starts
 from mlit_jax.errors import UserError
 
-PIECE = 30  # letters of a piece at the least, those of unspaced scripts counted twice
+PIECE = 30  # size of a piece at the least
 LONGEST_WORD = 60  # letters; what is longer is no word
+MARK = regex.compile(r"\p{M}")
 REPEATED = regex.compile(r"(\p{L}\p{M}*)\1{5,}")
 
 # After what ends a sentence; Chinese and Japanese write no space there.
@@ -31,6 +32,11 @@ class Piece:
   text: str
 
 
+def size(text: str) -> int:
+  """Letters and marks, the letters of unspaced scripts counted twice: "मैं ठीक" -> 7   "好的" -> 4."""
+  return length(text) + len(MARK.findall(text))
+
+
 def pieces(text: str) -> list[Piece]:
   """Sentences, the short ones joined to what follows; the last short one to what precedes.
 
@@ -42,7 +48,7 @@ def pieces(text: str) -> list[Piece]:
       if not kept:
         start = number
       kept.append(sentence.strip())
-      if length(" ".join(kept)) >= PIECE:
+      if size(" ".join(kept)) >= PIECE:
         out.append(Piece(start, " ".join(kept)))
         kept = []
   if kept:

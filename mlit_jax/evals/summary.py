@@ -154,10 +154,10 @@ def write_evaluation(
   Each file is written whole or not at all. On several processes, one writes.
   """
   for name, by_lang in summary.items():
-    write_atomic(Path(folder) / f"{name}.json", _to_json(by_lang, indent=2) + "\n")
+    write_atomic(Path(folder) / f"{name}.json", to_json(by_lang, indent=2) + "\n")
   rows = generation_rows(records, model)
   if rows:
-    text = "".join(_to_json(row) + "\n" for row in rows)
+    text = "".join(to_json(row) + "\n" for row in rows)
     write_atomic(Path(folder) / "generations.jsonl", text)
 
 
@@ -182,7 +182,7 @@ def generation_rows(records: Iterable[Record], model: str) -> list[dict]:
   ]
 
 
-def _to_json(value, indent=None) -> str:
+def to_json(value, indent=None) -> str:
   """Text stays readable. Half an emoji has no UTF-8; its backslash form means the same here."""
   text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
   return text.encode("utf-8", "backslashreplace").decode("utf-8")
