@@ -114,8 +114,8 @@ def accepted_languages(languages, known: frozenset[str], guards=GUARDS) -> dict[
   """
   out = {}
   for tag in languages:
-    names = own_names(tag)
-    out[tag] = names.union(*(g for g in GROUPS if names & set(g))) if names & known else frozenset()
+    accepted = with_group(own_names(tag))
+    out[tag] = accepted if accepted & known else frozenset()
   if not out:
     raise UserError("Language fidelity: no language was given; name at least one, such as 'en'.")
   for tag in languages:
@@ -141,6 +141,10 @@ def own_names(tag: str) -> frozenset[str]:
   return frozenset(codes.union(*(ALIASES.get(code, ()) for code in codes)))
 
 
+def with_group(names: frozenset[str]) -> frozenset[str]:
+  return names.union(*(group for group in GROUPS if names & set(group)))
+
+
 def prose(text: str) -> str:
   """The text without code and addresses."""
   return NOT_PROSE.sub(" ", text) if "`" in text or "http" in text or "www." in text else text
@@ -162,8 +166,7 @@ def guess_language(text: str) -> tuple[str | None, float]:
 
 def lingua_names(tag: str) -> frozenset:
   """What lingua calls the language and those of its group, which count as it; empty where it knows none."""
-  names = own_names(tag)
-  return _by_codes(names.union(*(g for g in GROUPS if names & set(g))))
+  return _by_codes(with_group(own_names(tag)))
 
 
 @functools.cache

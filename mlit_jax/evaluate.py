@@ -79,17 +79,17 @@ def main() -> int:
 
 def run(args) -> None:
   """Read the rows, open the model, score and answer, write."""
+  out = Path(args.out)
+  if out.exists() and not out.is_dir():
+    raise UserError(f"--out {out} is a file; name a folder")
   if args.answers:
-    return score_answers(args)
+    return score_answers(args, out)
   for key in ("model", "suite"):
     if not getattr(args, key):
       raise UserError(f"--{key} is missing; name it, or existing answers as --answers")
   for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0)):
     if getattr(args, name) < least:
       raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
-  out = Path(args.out)
-  if out.exists() and not out.is_dir():
-    raise UserError(f"--out {out} is a file; name a folder")
   wanted = {normalise_tag(tag) for tag in args.languages.split(",") if tag}
   suites = {name: read_suite(files, wanted) for name, files in by_name(args.suite).items()}
   runtime.start()
@@ -136,7 +136,7 @@ def run(args) -> None:
         terminal.line(line)
 
 
-def score_answers(args) -> None:
+def score_answers(args, out: Path) -> None:
   """Language fidelity of answers that exist already."""
   for key in ("model", "suite"):
     if getattr(args, key):
@@ -148,7 +148,6 @@ def score_answers(args) -> None:
   terminal = Terminal(shown=True)
   records = [r for rows in sets.values() for r in summary.score_responses(rows, detector)]
   figures = summary.summarise(records, seed=args.seed)
-  out = Path(args.out)
   rates = answers.reference_rates(sets, detector, args.words) if args.reference else {}
   summary.write_evaluation(out, figures)
   runtime.write_json(out / "summary.json", figures)

@@ -33,7 +33,7 @@ class Piece:
 
 
 def size(text: str) -> int:
-  """Letters and marks, the letters of unspaced scripts counted twice: "मैं ठीक" -> 7   "好的" -> 4."""
+  """Letters and marks, the letters of unspaced scripts counted twice: "मैं ठीक" -> 6   "好的" -> 4."""
   return length(text) + len(MARK.findall(text))
 
 
