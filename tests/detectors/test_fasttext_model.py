@@ -38,7 +38,7 @@ def write_model(path):
   for text, kind in entries:
     out += text.encode() + b"\0" + struct.pack("<qb", 1, kind)
   vectors = np.zeros((num_words, dim), np.float32)
-  for i, label in enumerate([label for label in labels for _ in WORDS[label]], 1):
+  for i, label in enumerate([name for name in labels for _ in WORDS[name]], 1):
     vectors[i, labels.index(label)] = 10
   weights = np.eye(dim, dtype=np.float32)
   for matrix in (vectors, weights):
