@@ -452,3 +452,10 @@ def test_processes_that_differ(monkeypatch):
   monkeypatch.setattr(runtime.multihost_utils, "process_allgather", gathered["other"])
   with pytest.raises(UserError, match=r"process 0 and processes \[1\] differ in config"):
     runtime.check_same("config", "a")
+
+
+def test_a_detector_that_is_not_there(attempt):
+  assert_has(attempt("c.eval.lid = 'nowhere.bin'", "c.batch.rows = 8"), "eval.lid", "nowhere.bin")
+  assert_has(
+    attempt("c.eval.lid = 'lid.176'", "c.batch.rows = 8"), "eval.lid is 'lid.176'", "lingua"
+  )
