@@ -82,6 +82,7 @@ def get_config():
   e.max_new_tokens = 64  # of such an answer
   e.temperature = 0.0  # 0 is greedy
   e.top_p = 1.0
+  e.lid = ""  # tells the language of an answer: "" (lingua), or a fastText .bin or .ftz file
 
   c.checkpoint = k = ConfigDict(convert_dict=False)
   k.every_steps = 100  # evaluated steps (if keep_best) and the last one are saved too

@@ -172,7 +172,7 @@ def check_best(metric: str, sets: Sequence[EvalSet], suites: Sequence[Suite] = (
     for s in sets
     for lang in (*s.encoded.languages, MEAN, WORST)
     for name in summary.METRICS
-    if s.questions or name in LOWER_IS_BETTER
+    if (s.questions or name in LOWER_IS_BETTER) and name not in summary.CONDITIONAL
   ]
   known += [
     f"{s.name}/{lang}/{name}"

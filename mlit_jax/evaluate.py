@@ -2,6 +2,10 @@
 
 python -m mlit_jax.evaluate --model runs/quickstart --suite 'mlit_jax/assets/instructions12/eval/*.jsonl' --out runs/quickstart/final
 python -m mlit_jax.evaluate --model runs/quickstart --suite belebele:data/belebele mgsm:data/mgsm mine.py --languages sw,fi --out runs/quickstart/suites
+
+Answers that exist already are scored for their language, without a model:
+
+python -m mlit_jax.evaluate --answers runs/quickstart/final/generations.jsonl --out runs/quickstart/languages
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ from mlit_jax.checks import check_eval_set, check_set_names
 from mlit_jax.data.evalset import make_eval_set
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Conversation, read_sources
+from mlit_jax.detectors import open_detector
 from mlit_jax.errors import UserError
-from mlit_jax.evals import summary
+from mlit_jax.evals import answers, summary
 from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.evals.harness import make_lm, run_harness
 from mlit_jax.evals.suites.opening import is_suite, open_suite
@@ -34,9 +39,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     "mlit_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--model", required=True, help="Hugging Face folder, hub id, or workdir[@step]"
-  )
+  parser.add_argument("--model", help="Hugging Face folder, hub id, or workdir[@step]")
   parser.add_argument(
     "--suite",
     nargs="+",
@@ -50,6 +53,23 @@ def main() -> int:
   )
   parser.add_argument("--harness_include", default="", help="folder of further tasks for --harness")
   parser.add_argument("--few_shot", type=int, default=None, help="examples before, in --harness")
+  parser.add_argument(
+    "--answers",
+    nargs="+",
+    default=[],
+    help="answers to score instead, a set for each file, as generations.jsonl has them",
+  )
+  parser.add_argument(
+    "--lid", default="", help="detector: lingua, or the .bin or .ftz file of a fastText model"
+  )
+  parser.add_argument(
+    "--reference",
+    action="store_true",
+    help="of --answers also the published line and word pass rates",
+  )
+  parser.add_argument(
+    "--words", default="", help="English words for --reference, one a line; else Webster's second"
+  )
   parser.add_argument("--languages", default="", help="only these, e.g. sw,fi")
   parser.add_argument("--out", required=True, help="folder for summary.json and generations.jsonl")
   parser.add_argument(
@@ -74,14 +94,18 @@ def main() -> int:
 
 def run(args) -> None:
   """Read the rows, open the model, score and answer, write."""
-  for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0), ("suite_items", 0)):
-    if getattr(args, name) < least:
-      raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
-  if not (args.suite or args.harness):
-    raise UserError("nothing to evaluate; name a --suite or tasks for --harness")
   out = Path(args.out)
   if out.exists() and not out.is_dir():
     raise UserError(f"--out {out} is a file; name a folder")
+  if args.answers:
+    return score_answers(args, out)
+  if not args.model:
+    raise UserError("--model is missing; name it, or existing answers as --answers")
+  if not (args.suite or args.harness):
+    raise UserError("--suite is missing; name rows or suites, or tasks for --harness")
+  for name, least in (("rows", 1), ("max_length", 1), ("generate_rows", 0), ("suite_items", 0)):
+    if getattr(args, name) < least:
+      raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
   wanted = {normalise_tag(tag) for tag in args.languages.split(",") if tag}
   suites = [
     open_suite(spec).only(wanted, args.suite_items) for spec in args.suite if is_suite(spec)
@@ -126,6 +150,7 @@ def run(args) -> None:
     dtype=jnp.dtype(args.dtype),
     suites=suites,
     max_length=max_length,
+    lid=args.lid,
   )
   figures, records = evaluator.run(model.params)
   if runtime.is_main():
@@ -133,6 +158,36 @@ def run(args) -> None:
     runtime.write_json(out / "summary.json", figures)
   for name in figures:
     terminal.table(summary.table(figures, name))
+    if evaluator.detector:
+      mine = (r for r in records if r.set == name)
+      for line in answers.fidelity_lines(mine, evaluator.detector.name):
+        terminal.line(line)
+
+
+def score_answers(args, out: Path) -> None:
+  """Language fidelity of answers that exist already."""
+  for key in ("model", "suite", "harness"):
+    if getattr(args, key):
+      raise UserError(f"--answers scores what is there already; leave --{key} out")
+  wanted = {normalise_tag(tag) for tag in args.languages.split(",") if tag}
+  sets = answers.read_sets(args.answers, wanted)
+  asked = sorted({record.lang for records in sets.values() for record in records})
+  detector = open_detector(args.lid, asked)
+  terminal = Terminal(shown=True)
+  records = [r for rows in sets.values() for r in summary.score_responses(rows, detector)]
+  figures = summary.summarise(records, seed=args.seed)
+  rates = answers.reference_rates(sets, detector, args.words) if args.reference else {}
+  summary.write_evaluation(out, figures)
+  runtime.write_json(out / "summary.json", figures)
+  answers.write_verdicts(out / "verdicts.jsonl", records)
+  for name in figures:
+    terminal.table(summary.table(figures, name))
+    for line in answers.fidelity_lines((r for r in records if r.set == name), detector.name):
+      terminal.line(line)
+  if rates:
+    runtime.write_json(out / "line_and_word_pass_rates.json", rates)
+    for name, by_lang in rates.items():
+      terminal.table(answers.rates_table(name, by_lang))
 
 
 def drive_harness(args, model, mesh, max_length: int, out: Path) -> None:

@@ -61,6 +61,8 @@ class Job:
       languages=plan.languages,
       suites=suites,
       max_length=c.batch.max_length,
+      lid=c.eval.lid,
+      lid_key="eval.lid",
     )
 
   def run(self, base) -> None:

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from mlit_jax import runtime
-from mlit_jax.detect import LanguageDetector
+from mlit_jax.detectors import open_detector
 from mlit_jax.errors import UserError
+from mlit_jax.evals import fidelity
 from mlit_jax.evals.decoding import Generator
 from mlit_jax.evals.evaluator import buckets
 from mlit_jax.evals.judging import people, report, scores
@@ -59,6 +60,11 @@ def main() -> int:
   add("--judge", required=True, help="http(s)://HOST/v1#MODEL, model:MODEL, recorded:FILE, people:FILE.csv")  # fmt: skip
   add("--out", required=True, help="folder for verdicts.jsonl, scores.jsonl, summary.json, report.md")  # fmt: skip
   add("--languages", default="", help="only these, e.g. sw,fi")
+  add(
+    "--lid",
+    default="",
+    help="detector of the gate: lingua (default), or a fastText .bin or .ftz file",
+  )
   add("--gate", default="on", choices=("on", "off"), help="score the answers' languages too (default: on)")  # fmt: skip
   add("--agree", default="", help="scores.jsonl of another judge on the same answers, e.g. people")
   add("--seed", type=int, default=0, help="of the intervals and of the people's sheet")
@@ -103,7 +109,7 @@ def run(args) -> None:
     hand_out(args, Path(spec.where), pairs, terminal)
     return
   # Before anything is paid for.
-  faithful = fidelity(pairs) if args.gate == "on" else {}
+  faithful = faithful_answers(pairs, args.lid) if args.gate == "on" else {}
   others = read_others(Path(args.agree), pairs) if args.agree else {}
   with runtime.locked(out), saving_on_signals(out):
     prompts = fingerprint_prompts(pairs)
@@ -290,14 +296,17 @@ def hand_out(args, path: Path, pairs: list[Pair], terminal: Terminal) -> None:
   )
 
 
-def fidelity(pairs: list[Pair]) -> dict[Pair, tuple[bool, bool]]:
-  """Whether A's and B's answers are in the language of the prompt."""
-  langs = [pair.lang for pair in pairs]
+def faithful_answers(pairs: list[Pair], lid: str) -> dict[Pair, tuple[bool, bool]]:
+  """Whether A's and B's answers are in the language of the prompt, by the strict score."""
+  langs, prompts = [pair.lang for pair in pairs], [pair.prompt for pair in pairs]
   try:
-    detector = LanguageDetector(sorted(set(langs)))
+    detector = open_detector(lid, sorted(set(langs)))
   except UserError as e:
     raise UserError(f"{e} Or judge without the language gate: --gate off.") from None
-  found = [detector.fidelity([getattr(pair, side) for pair in pairs], langs) for side in "ab"]
+  found = [
+    [v.right for v in fidelity.judge([getattr(p, side) for p in pairs], langs, detector, prompts)]
+    for side in "ab"
+  ]
   return {pair: (a, b) for pair, a, b in zip(pairs, *found, strict=True)}
 
 

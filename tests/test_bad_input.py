@@ -470,3 +470,10 @@ def test_a_process_that_cannot_go_on_is_heard_by_the_others(monkeypatch, failed,
   monkeypatch.setattr(runtime.multihost_utils, "process_allgather", lambda x: np.stack([x, x]))
   with runtime.together():
     pass
+
+
+def test_a_detector_that_is_not_there(attempt):
+  assert_has(attempt("c.eval.lid = 'nowhere.bin'", "c.batch.rows = 8"), "eval.lid", "nowhere.bin")
+  assert_has(
+    attempt("c.eval.lid = 'lid.176'", "c.batch.rows = 8"), "eval.lid is 'lid.176'", "lingua"
+  )

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
-from mlit_jax.detect import LanguageDetector
+from mlit_jax.detectors import open_detector
 from mlit_jax.evals import likelihood, summary
 from mlit_jax.evals.decoding import Completion, Generator
 from mlit_jax.evals.suites.running import (
@@ -46,10 +46,13 @@ class Evaluator:
     languages: Sequence[str] = (),
     suites: Sequence[Suite] = (),
     max_length: int = 1024,
+    lid: str = "",
+    lid_key: str = "--lid",
   ):
     """`languages`: what an answer may be in besides the languages of the sets, e.g. those trained on.
 
-    `suites` are run besides the sets; `max_length` bounds their rows in tokens.
+    `suites` are run besides the sets; `max_length` bounds their rows in tokens. lid: the detector, see
+    open_detector; lid_key: where the user said it.
     """
     self.tokenizer, self.sets, self.rows, self.seed = tokenizer, sets, rows, seed
     self.sampling = dict(temperature=temperature, top_p=top_p, seed=seed)
@@ -73,7 +76,7 @@ class Evaluator:
       )
       asked = {lang for s in sets for lang in s.encoded.languages}
       asked |= {item.lang for s in self.suites for item in s.asked}
-      self.detector = LanguageDetector(sorted(asked | set(languages)))
+      self.detector = open_detector(lid, sorted(asked | set(languages)), where=lid_key)
     self.max_new_tokens = max_new_tokens
 
   def run(self, params, progress: Callable[[str], None] | None = None) -> tuple[dict, list[Record]]:

@@ -262,7 +262,7 @@ def _sample(name: str, lang: str, key: str, of: Sequence[_Answer]) -> str:
 
 
 def _answer(lang: str, a: _Answer) -> str:
-  wrong = a.record.get("faithful") is False
+  wrong = (a.record.get("fidelity") or {}).get("right") is False
   cut = "" if a.record.get("stopped", True) else ", cut at the length limit"
   last = " data-last" if a.last else ""
   return (

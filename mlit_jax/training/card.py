@@ -14,10 +14,15 @@ METRIC_FORMAT = {
   "loss": ".3f",
   "bits_per_byte": ".3f",
   "fidelity": ".0%",
+  "coverage": ".0%",
+  "line_pass": ".0%",
+  "word_pass": ".0%",
   "stopped": ".0%",
   "chrf": ".1f",
   "exact": ".0%",
 }
+
+LEFT_OUT = ("exact", "line_pass", "word_pass")  # of the line of an evaluation
 
 
 def plan_table(ledger: dict) -> Table:
@@ -120,7 +125,7 @@ def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
   for metric in shown_metrics(by_lang[MEAN]):
     form = METRIC_FORMAT.get(metric, ".3f")
     mean, worst = by_lang[MEAN].get(metric), by_lang[WORST].get(metric)
-    if mean and mean["value"] is not None and metric != "exact":
+    if mean and mean["value"] is not None and metric not in LEFT_OUT:
       parts.append(
         f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})"
       )

@@ -25,7 +25,8 @@ def mark(root: Path, **wrong: str):
   for path in root.glob("evals/*/generations.jsonl"):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
-      row |= {"set": "heldout", "faithful": row["id"] not in wrong.get(row["lang"], "")}
+      right = row["id"] not in wrong.get(row["lang"], "")
+      row |= {"set": "heldout", "fidelity": {"right": right}}
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
