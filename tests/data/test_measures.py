@@ -40,8 +40,8 @@ def test_a_cut_example_is_one_of_which_a_row_holds_a_piece():
 def test_worst_prefix_is_the_distance_from_the_due_share_so_far():
   by_step = measures.tokens_by_step(WHOLE, LANGUAGE, 2)
   assert by_step.tolist() == [[2, 1], [4, 1], [2, 3]]
-  # Due 3/4 of 3, 8, 13 tokens: 2.25, 6, 9.75 against 2, 6, 8.
-  assert measures.worst_prefix(by_step, np.array([0.75, 0.25])) == (1.75, 0)
+  # Due half of 3, 8, 13 tokens: 1.5, 4, 6.5 against 2, 6, 8; in the steps alone 1.5 at most.
+  assert measures.worst_prefix(by_step, np.array([0.5, 0.5])) == (2, 0)
 
 
 def test_worst_window_is_the_ratio_furthest_from_one():
