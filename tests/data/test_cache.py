@@ -201,7 +201,7 @@ def _die(code):
 # --- processes
 
 BUILD = """
-import sys, time
+import os, sys, time
 from mlit_jax.data import cache
 from mlit_jax.data.cache import open_cache
 from mlit_jax.data.sources import open_sources
@@ -212,6 +212,8 @@ cache.CHUNK, cache.ALONE = 20, 1
 def slow(part):
   print("part", flush=True)
   time.sleep({pause})
+  while os.path.exists({hold!r}):
+    time.sleep(0.02)
 recipe = test_cache.recipe_of(Tokenizer.load(str(test_cache.FOLDER)))
 encoded, _ = open_cache(
   open_sources([{path!r}]), recipe, __import__("pathlib").Path({folder!r}), num_workers={workers},
@@ -220,9 +222,15 @@ print(len(encoded), encoded.fingerprint)
 """
 
 
-def start(path, folder, pause=0.0, workers=1):
+def start(path, folder, pause=0.0, workers=1, hold=""):
+  """A process that builds the cache; it goes on after a part when there is no file `hold`."""
   code = BUILD.format(
-    tests=str(Path(__file__).parent), path=path, folder=str(folder), pause=pause, workers=workers
+    tests=str(Path(__file__).parent),
+    path=path,
+    folder=str(folder),
+    pause=pause,
+    workers=workers,
+    hold=str(hold),
   )
   env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
   return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
@@ -243,11 +251,15 @@ def test_two_processes_build_once_and_a_killed_build_is_forgotten(tokenizer, tmp
     time.sleep(0.1)
   assert not children_of_workers(killed.pid)  # its workers went with it
 
-  one = start(path, folder, pause=0.1)
+  hold = tmp_path / "hold"
+  hold.touch()
+  one = start(path, folder, hold=hold)
   assert one.stdout.readline() == "part\n"
   two = start(path, folder)
+  assert two.stdout.readline() == "waiting\n"
+  hold.unlink()
   out = [p.communicate(timeout=120)[0].split("\n") for p in (one, two)]
-  assert out[0].count("part") == 11 and "part" not in out[1] and "waiting" in out[1]
+  assert out[0].count("part") == 11 and "part" not in out[1]
   assert out[0][-2] == out[1][-2] and out[0][-2].startswith("240 ")
   assert [p.name.startswith(".") for p in folder.iterdir()] == [False]
 
