@@ -42,6 +42,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--data", type=Path, default=real.DATA)
   parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--most", type=int, default=2000, help="rows of a set, chosen at even steps")
   args = parser.parse_args()
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +60,7 @@ def main():
       "passages": [i for i, n in enumerate(lengths) if is_passage[i] and 400 <= n <= 1000],
     }
     for name, chosen in sets.items():
+      chosen = chosen[:: -(-len(chosen) // args.most)]
       compare(name, tokenizer, [rows[i] for i in chosen], [conversations[i] for i in chosen], args)
 
 

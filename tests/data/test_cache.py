@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,32 @@ def test_a_worker_hands_its_errors_over_and_its_death_is_told():
 
 def _die(code):
   os._exit(code)
+
+
+def test_the_first_of_equal_ids_is_kept_in_whatever_block_it_stands(monkeypatch):
+  monkeypatch.setattr(cache, "BLOCK", 7)
+  rng = np.random.default_rng(0)
+  ids = rng.integers(0, 6, (200, 2), dtype=np.uint64)  # many have one half in common, some both
+  seen, expected = set(), []
+  for pair in ids.tolist():
+    expected.append(tuple(pair) not in seen)
+    seen.add(tuple(pair))
+  assert cache._first_of_each(ids).tolist() == expected
+  assert cache._first_of_each(np.zeros((0, 2), np.uint64)).tolist() == []
+
+
+def test_looking_for_duplicates_takes_little_beside_the_ids(monkeypatch):
+  monkeypatch.setattr(cache, "BLOCK", 1 << 14)
+  ids = np.random.default_rng(0).integers(0, 2**63, (400_000, 2), dtype=np.uint64)
+  ids[300_000:300_100] = ids[:100]
+  tracemalloc.start()
+  try:
+    keep = cache._first_of_each(ids)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert np.flatnonzero(~keep).tolist() == list(range(300_000, 300_100))
+  assert peak / len(ids) < 20  # bytes; sorting all of the ids takes 48
 
 
 # --- processes
