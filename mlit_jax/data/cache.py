@@ -32,6 +32,7 @@ from mlit_jax.errors import UserError
 
 FORMAT = 2  # of what lies in a cache; raise it, and those before are passed over. The plan stays.
 ALONE = 16  # chunks that this process does by itself before it starts workers
+BLOCK = 1 << 18  # rows of a column that are in memory at a time
 BUILDING = ".building-"
 FILES = {"tokens": "<u4", "trained": "u1", "ids": "<u8", **COLUMNS}
 TABLES = (
@@ -206,10 +207,8 @@ def _chunks(rows) -> Iterator[list]:
 
 
 def _renumber(path: Path, to: Sequence[int]) -> None:
-  column = _map(path, FILES["language"])
-  if len(column):
-    np.asarray(to, FILES["language"])[column].tofile(path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+  column, to = _map(path, FILES["language"]), np.asarray(to, FILES["language"])
+  _rewrite(path, column, lambda at: to[column[at]])
 
 
 # --- duplicates
@@ -246,18 +245,23 @@ def _drop_duplicates(folder: Path, tables: dict, recipe: Recipe) -> None:
       continue
     path = folder / f"{name}.bin"
     column = _map(path, dtype)
-    (column.reshape(-1, 2) if name == "ids" else column)[keep].tofile(path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+    column = column.reshape(-1, 2) if name == "ids" else column
+    _rewrite(path, column, lambda at, column=column: column[at][keep[at]])
 
 
 def _first_of_each(ids: np.ndarray) -> np.ndarray:
   """bool [n]: rows whose id did not come before; an id is a hash of language and messages."""
-  order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: of equal ids, the first row comes first
-  ranked = ids[order]
-  first = np.ones(len(ids), bool)
-  first[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
-  keep = np.empty(len(ids), bool)
-  keep[order] = first
+  # Only rows whose first halves are equal can be, and those are few; sorting all ids takes five times the memory.
+  halves = np.sort(ids[:, 0])
+  twice = np.unique(halves[1:][halves[1:] == halves[:-1]])
+  del halves
+  blocks = [np.flatnonzero(np.isin(ids[at, 0], twice)) + at.start for at in _blocks(len(ids))]
+  rows = np.concatenate([np.zeros(0, np.int64), *blocks])
+  order = rows[
+    np.lexsort((ids[rows, 1], ids[rows, 0]))
+  ]  # stable: of equal ids, the first comes first
+  keep = np.ones(len(ids), bool)
+  keep[order[1:]] = (ids[order[1:]] != ids[order[:-1]]).any(axis=1)
   return keep
 
 
@@ -271,6 +275,19 @@ def _count_notes(tables: dict, notes: np.ndarray, language: np.ndarray) -> None:
     judged, LANGUAGE_JUDGED, language[(notes & NOTES[LANGUAGE_JUDGED]) > 0], tables["languages"]
   )
   tables["language_judged"] = {lang: of[LANGUAGE_JUDGED] for lang, of in judged.items()}
+
+
+def _rewrite(path: Path, column: np.ndarray, change: Callable[[slice], np.ndarray]) -> None:
+  """Write change(slice) of every block of a column in its place."""
+  with open(path.with_suffix(".new"), "wb") as out:
+    for at in _blocks(len(column)):
+      out.write(np.ascontiguousarray(change(at), column.dtype).tobytes())
+  os.replace(path.with_suffix(".new"), path)
+
+
+def _blocks(length: int) -> Iterator[slice]:
+  for start in range(0, length, BLOCK):
+    yield slice(start, min(start + BLOCK, length))
 
 
 def _count(table: Counts, reason: str, language: np.ndarray, languages: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -256,10 +257,36 @@ def _die(code):
   os._exit(code)
 
 
+def test_the_first_of_equal_ids_is_kept_in_whatever_block_it_stands(monkeypatch):
+  monkeypatch.setattr(cache, "BLOCK", 7)
+  rng = np.random.default_rng(0)
+  ids = rng.integers(0, 6, (200, 2), dtype=np.uint64)  # many have one half in common, some both
+  seen, expected = set(), []
+  for pair in ids.tolist():
+    expected.append(tuple(pair) not in seen)
+    seen.add(tuple(pair))
+  assert cache._first_of_each(ids).tolist() == expected
+  assert cache._first_of_each(np.zeros((0, 2), np.uint64)).tolist() == []
+
+
+def test_looking_for_duplicates_takes_little_beside_the_ids(monkeypatch):
+  monkeypatch.setattr(cache, "BLOCK", 1 << 14)
+  ids = np.random.default_rng(0).integers(0, 2**63, (400_000, 2), dtype=np.uint64)
+  ids[300_000:300_100] = ids[:100]
+  tracemalloc.start()
+  try:
+    keep = cache._first_of_each(ids)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert np.flatnonzero(~keep).tolist() == list(range(300_000, 300_100))
+  assert peak / len(ids) < 20  # bytes; the ids themselves are 16
+
+
 # --- processes
 
 BUILD = """
-import sys, time
+import os, sys, time
 from mlit_jax.data import cache
 from mlit_jax.data.cache import open_cache
 from mlit_jax.data.sources import open_sources
@@ -270,6 +297,8 @@ cache.CHUNK, cache.ALONE = 20, 1
 def slow(part):
   print("part", flush=True)
   time.sleep({pause})
+  while os.path.exists({hold!r}):
+    time.sleep(0.02)
 recipe = test_cache.recipe_of(Tokenizer.load(str(test_cache.FOLDER)))
 encoded, _ = open_cache(
   open_sources([{path!r}]), recipe, __import__("pathlib").Path({folder!r}), num_workers={workers},
@@ -278,9 +307,15 @@ print(len(encoded), encoded.fingerprint)
 """
 
 
-def start(path, folder, pause=0.0, workers=1):
+def start(path, folder, pause=0.0, workers=1, hold=""):
+  """A process that builds the cache; it goes on after a part when there is no file `hold`."""
   code = BUILD.format(
-    tests=str(Path(__file__).parent), path=path, folder=str(folder), pause=pause, workers=workers
+    tests=str(Path(__file__).parent),
+    path=path,
+    folder=str(folder),
+    pause=pause,
+    workers=workers,
+    hold=str(hold),
   )
   env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
   return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
@@ -301,11 +336,15 @@ def test_two_processes_build_once_and_a_killed_build_is_forgotten(tokenizer, tmp
     time.sleep(0.1)
   assert not children_of_workers(killed.pid)  # its workers went with it
 
-  one = start(path, folder, pause=0.5)  # longer than another process takes to start
+  hold = tmp_path / "hold"
+  hold.touch()
+  one = start(path, folder, hold=hold)
   assert one.stdout.readline() == "part\n"
   two = start(path, folder)
+  assert two.stdout.readline() == "waiting\n"
+  hold.unlink()
   out = [p.communicate(timeout=120)[0].split("\n") for p in (one, two)]
-  assert out[0].count("part") == 11 and "part" not in out[1] and "waiting" in out[1]
+  assert out[0].count("part") == 11 and "part" not in out[1]
   assert out[0][-2] == out[1][-2] and out[0][-2].startswith("240 ")
   assert [p.name.startswith(".") for p in folder.iterdir()] == [False]
 
