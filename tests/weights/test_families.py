@@ -91,7 +91,7 @@ def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
   logits_BTV = model(input_ids=torch.tensor(arrays[0])).logits
   (logits_BTV * torch.tensor(weights_BTV)).sum().backward()
   named = dict(model.named_parameters())
-  carried = {name for name in named if names.is_carried(cfg.family, name)}
+  carried = {name for name in named if names.is_carried(cfg, name)}
   assert not any(named[name].grad is not None for name in carried)
   theirs = {name: p.grad for name, p in named.items() if name not in carried}
   theirs = {name: grad.numpy() for name, grad in families.as_saved(model, theirs).items()}
