@@ -90,7 +90,45 @@ VARIANTS = {
     sliding_window=4,
     hidden_size_per_layer_input=4,
     vocab_size_per_layer_input=VOCAB_SIZE,
-    num_kv_shared_layers=3,
+    num_kv_shared_layers=2,
     tie_word_embeddings=True,
+  ),
+}
+
+_VISION = {
+  "model_type": "gemma4_vision",
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 2,
+  "num_key_value_heads": 2,
+  "head_dim": 8,
+  "patch_size": 4,
+  "position_embedding_size": 16,
+}
+_AUDIO = {
+  "model_type": "gemma4_audio",
+  "hidden_size": 16,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 2,
+  "subsampling_conv_channels": [4, 2],
+  "output_proj_dims": 12,
+}
+_MEDIA = {"image_token_id": 300, "audio_token_id": 301, "video_token_id": 302}
+
+
+def _seeing(variant: str, **changes) -> dict:
+  """The text tower of a variant among the other parts."""
+  text = VARIANTS[variant] | {"pad_token_id": 319}  # what stands in for pictures: must be there
+  return dict(model_type="gemma4", text_config=text, vision_config=_VISION, **_MEDIA) | changes
+
+
+VARIANTS |= {
+  "gemma4": _seeing("gemma4_text"),  # 31B
+  "gemma4_borrowing": _seeing("gemma4_text_borrowing", audio_config=_AUDIO),  # E2B
+  "gemma4_untied": _seeing(
+    "gemma4_text_untied",
+    tie_word_embeddings=False,
+    vision_config=_VISION | {"use_clipped_linears": True},
   ),
 }
