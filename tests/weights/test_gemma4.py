@@ -141,7 +141,8 @@ def test_published_folders_hold_keys_that_nothing_reads_and_exports_keep_them(tm
   families.make_model(tmp_path / "in", variant)
   path = tmp_path / "in" / hf_files.SINGLE_FILE
   tensors = safetensors.torch.load_file(path)
-  start = next(name for name in tensors if ".layers.0." in name).split("layers.0.")[0]
+  scalar = "layers.0.layer_scalar"
+  start = next(name for name in tensors if name.endswith(scalar)).removesuffix(scalar)
   unread = {
     f"{start}layers.{i}.self_attn.{name}.weight": torch.full((8, 32)[: 2 - ("norm" in name)], i / 8)
     for i in range(6, 10)
