@@ -154,8 +154,8 @@ def _scan_stretch(stretch: Stretch, layer_of: dict[str, Callable], carry, parts:
 
   if stretch.repeats > 1:
     return jax.lax.scan(repeat, carry, parts)
-  carry, outs = repeat(carry, jax.tree.map(lambda a: a[0], parts))
-  return carry, jax.tree.map(lambda a: a[None], outs)
+  carry, outs = repeat(carry, jax.tree.map(lambda a: jnp.squeeze(a, 0), parts))
+  return carry, jax.tree.map(lambda a: jnp.expand_dims(a, 0), outs)
 
 
 def _concatenate(trees: list, axis: int):
