@@ -61,15 +61,15 @@ CONFIGS = {
     post_norms=True, qk_norm=True, qk_norm_full=True, rope_local_theta=1e4, windows=(3, 0, 3),
   ),
   "gemma4": DecoderConfig(
-    family="gemma4_text", **SIZES, num_layers=9, num_kv_heads=2, norm_late_cast=True, post_norms=True,
-    qk_norm=True, value_norm=True, query_scale=0.3, activation="gelu_tanh", rope_local_theta=1e4,
-    windows=(3, 3, 0, 3, 3, 0, 3, 3, 0), layer_scalar=True, layer_input_dim=6, global_head_dim=12,
-    global_kv_heads=1, global_keys_as_values=True, num_borrowing=3, borrowing_d_ff=20,
+    family="gemma4_text", **SIZES, num_layers=6, num_kv_heads=2, norm_late_cast=True, post_norms=True,
+    qk_norm=True, value_norm=True, query_scale=0.2, activation="gelu_tanh", rope_local_theta=1e4,
+    windows=(3, 0, 3, 0, 3, 0), layer_scalar=True, layer_input_dim=6, global_head_dim=12,
+    global_kv_heads=1, global_keys_as_values=True, num_borrowing=2, borrowing_d_ff=20,
     rope_scaling=(("factor", 1.0), ("partial_rotary_factor", 0.5), ("rope_type", "proportional")),
   ),
   "gemma4_irregular": DecoderConfig(
     family="gemma4_text", **SIZES, num_layers=7, num_kv_heads=2, norm_late_cast=True, post_norms=True,
-    qk_norm=True, value_norm=True, query_scale=0.3, activation="gelu_tanh", rope_local_theta=1e4,
+    qk_norm=True, value_norm=True, query_scale=0.2, activation="gelu_tanh", rope_local_theta=1e4,
     windows=(0, 3, 3, 0, 3, 0, 3), global_head_dim=12, global_kv_heads=4, borrowing_d_ff=40,
   ),
 }  # fmt: skip
