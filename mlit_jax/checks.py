@@ -22,7 +22,7 @@ from mlit_jax.evals import summary
 from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
-from mlit_jax.model.config import DecoderConfig, image_token, text_config
+from mlit_jax.model.config import DecoderConfig, media_tokens, text_config
 from mlit_jax.training.trackers import check_trackers
 
 ANY = math.inf
@@ -154,13 +154,14 @@ def check_positions(longest: int, hf_config: dict) -> None:
 
 
 def check_images(encoded: Encoded, hf_config: dict) -> None:
-  """Refuse rows that stand for a picture: a run tunes on text alone."""
-  token = image_token(hf_config)
-  at = np.flatnonzero(encoded.tokens == token) if token is not None else ()
+  """Refuse rows that stand for a picture, a video or a sound: a run tunes on text alone."""
+  tokens = media_tokens(hf_config)
+  at = np.flatnonzero(np.isin(encoded.tokens, tokens)) if tokens else ()
   if len(at):
+    token = int(encoded.tokens[at[0]])
     i = int(np.searchsorted(encoded.starts, at[0], side="right")) - 1
     raise UserError(
-      f"not supported: pictures. The row {encoded.example_id(i)} holds the token {token}, which "
+      f"not supported: pictures and sounds. The row {encoded.example_id(i)} holds the token {token}, which "
       f"stands for one; {len(at):,} such tokens in all. Take these rows out."
     )
 

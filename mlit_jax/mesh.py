@@ -22,6 +22,8 @@ RULES = {
   "expert": "expert",
   "router": None,  # its scores, one per expert
   "vocab": "tensor",
+  "layer_input": None,  # the width of what each layer gets of a token besides the stream
+  "layer_table": "fsdp",  # the same, in the table it is looked up in
   "head_dim": None,
   "layers": None,
   "length": None,

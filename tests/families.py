@@ -25,6 +25,7 @@ CHAT_TEMPLATE = (
   "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
   "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+IDS = {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": None}
 SPECIAL_TOKENS = ["<|text_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 
 
@@ -44,7 +45,7 @@ def random_model(variant: str, *, seed=0, **changes):
   import transformers
 
   config = transformers.AutoConfig.for_model(
-    **keys_of(variant, bos_token_id=None, eos_token_id=256, pad_token_id=None, **changes),
+    **keys_of(variant, IDS, **changes),
     attn_implementation="eager",
   )
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -59,6 +60,8 @@ def random_model(variant: str, *, seed=0, **changes):
         and config.model_type not in ("gemma2", "gemma3", "gemma3_text")
       ):
         p.add_(1.0)
+      if config.model_type.startswith("gemma4") and name.endswith("q_norm.weight"):
+        p.mul_(p.shape[0] ** -0.5)  # nothing else scales the scores
       if name.endswith("embed_tokens.weight"):
         p.mul_(EMBEDDING_SCALE.get(config.model_type, 0.5))
       if name.endswith("word_embeddings_layernorm.weight"):  # likewise: now of either sign
@@ -70,12 +73,12 @@ def random_model(variant: str, *, seed=0, **changes):
   return model
 
 
-def keys_of(variant: str, **changes) -> dict:
+def keys_of(variant: str, ids: dict | None = None, **changes) -> dict:
   """Of the variant's config.json; sizes and changes belong to the text tower where there is one."""
-  keys = VARIANTS[variant]
+  keys, usual = VARIANTS[variant], SIZES | (ids or {})
   if "text_config" in keys:
-    return {**keys, "text_config": {**SIZES, **keys["text_config"], **changes}}
-  return {**SIZES, **keys, **changes}
+    return {**keys, "text_config": {**usual, **keys["text_config"], **changes}}
+  return {**usual, **keys, **changes}
 
 
 def random_model_like(model):

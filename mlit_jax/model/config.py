@@ -61,6 +61,18 @@ class DecoderConfig:
   router_loss_weight: float = 0.0  # of routing.balance_loss, in training
   attn_softcap: float | None = None
   final_softcap: float | None = None
+  value_norm: bool = False  # values are normalised as well, without a scale
+  keys_as_values: bool = False  # values are the keys before their norm and rotation
+  borrows_kv: bool = False  # keys and values are those of an earlier layer
+  layer_scalar: bool = False  # what a layer gives is multiplied by a number that does not train
+  layer_input_dim: int = 0  # of a second embedding, from which each layer gets a part of its own
+  # Where the layers differ in shape (kinds.py): what those without a window have in place of the fields
+  # above, and how many of the last ones read the keys and values of the last layer like them before.
+  global_head_dim: int | None = None
+  global_kv_heads: int | None = None
+  global_keys_as_values: bool = False
+  num_borrowing: int = 0
+  borrowing_d_ff: int | None = None
 
   def __post_init__(self):
     for name in _COUNTS:
@@ -85,8 +97,32 @@ class DecoderConfig:
       raise UserError(
         f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
       )
+    if self.global_head_dim is not None:
+      self._check_shapes()
     if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
       raise UserError(f"{self.experts_per_token} experts per token, of {self.num_experts}")
+
+  def _check_shapes(self):
+    """What kinds.py goes by, where layers differ in shape."""
+    for name in ("global_head_dim", "global_kv_heads", "borrowing_d_ff"):
+      value = getattr(self, name)
+      if type(value) is not int or value < 1:
+        raise UserError(
+          f"{name} of a {self.family} decoder is {value!r}; it must be a whole number above 0"
+        )
+    if self.num_heads % self.global_kv_heads:
+      raise UserError(
+        f"num_heads {self.num_heads} is not a multiple of global_kv_heads {self.global_kv_heads}"
+      )
+    own = self.num_layers - self.num_borrowing
+    lending, borrowing = (
+      {bool(w) for w in part} for part in (self.windows[:own], self.windows[own:])
+    )
+    if not 0 <= self.num_borrowing < self.num_layers or not borrowing <= lending:
+      raise UserError(
+        f"the last {self.num_borrowing} of {self.num_layers} layers cannot read keys and values of layers "
+        "before them: there is none of the same kind"
+      )
 
 
 def from_hf(config: dict) -> DecoderConfig:
@@ -109,9 +145,18 @@ def text_config(config: dict) -> dict:
   return config.get("text_config") or config
 
 
-def image_token(config: dict) -> int | None:
-  """The token that stands for a picture, in a model that also sees."""
-  return config.get("image_token_index", 262_144) if config["model_type"] == "gemma3" else None
+# By model_type: the keys of config.json that name a token for what is not text, and their defaults.
+_MEDIA_TOKENS = {
+  "gemma3": {"image_token_index": 262_144},
+  "gemma4": {"image_token_id": 258_880, "audio_token_id": 258_881, "video_token_id": 258_884},
+}
+
+
+def media_tokens(config: dict) -> list[int]:
+  """The tokens that stand for a picture, a video or a sound, in a model that takes them."""
+  keys = _MEDIA_TOKENS.get(config["model_type"], {})
+  tokens = [config.get(key, default) for key, default in keys.items()]
+  return [token for token in tokens if token is not None]
 
 
 def to_hf(cfg: DecoderConfig, *, max_length: int, bos_id, eos_id, pad_id) -> dict:

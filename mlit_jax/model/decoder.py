@@ -9,14 +9,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mlit_jax import mesh
-from mlit_jax.model import attention, layers, rope
+from mlit_jax.model import attention, kinds, layers, rope
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.routing import Routing, routing_sums
 
 REMAT = ("none", "attention_saved", "full")
+_KV_AXES = ("batch", "length", "kv_heads", "head_dim")
 
 
 class ParamSpec(NamedTuple):
@@ -29,7 +31,7 @@ class ParamSpec(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """Keys and values of past tokens, [L, B, S, K, H]; slot s holds position s."""
+  """Keys and values of past tokens in layers of one stack; slot s holds position s."""
 
   k_LBSKH: jax.Array
   v_LBSKH: jax.Array
@@ -37,15 +39,9 @@ class Cache(NamedTuple):
 
 def param_specs(cfg: DecoderConfig) -> dict:
   """Nested dict of ParamSpec, in the layout of the parameters."""
-  specs: dict = {}
-  for path, p in nnx.to_flat_state(nnx.state(layers.Decoder(cfg))):
-    shape, axes = p.get_value().shape, p.axes
-    if path[0] == "blocks":
-      shape, axes = (cfg.num_layers, *shape), ("layers", *axes)
-    node = specs
-    for name in path[:-1]:
-      node = node.setdefault(name, {})
-    node[path[-1]] = ParamSpec(shape, axes, p.std, p.mean)
+  specs = _specs(layers.Decoder(cfg))
+  for kind in kinds.kinds(cfg):
+    specs[kind.stack] = _specs(layers.Block(kind.cfg), stacked=len(kind.layers))
   return specs
 
 
@@ -103,68 +99,95 @@ def apply_routed(
 ) -> tuple[jax.Array, Routing | None]:
   """As apply; and where there are experts, the Routing of all tokens but padding."""
   x_BTD = embed(params, cfg, tokens_BT, dtype)
-  ropes = rope.tables(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
+  ropes = _ropes(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
   growth_BT = rope.query_growth(cfg, positions_BT)
-  graph, structure = _block_graph(cfg)
 
-  def layer(x_BTD, scanned):
-    weights, window, kind = scanned
-    block = _bind(graph, structure, weights)
-    h_BTD = block.read(x_BTD)
-    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
-    mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
-    distance_BTT = attention.distance(positions_BT, positions_BT) if cfg.alibi else None
-    o_BTD = block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT, distance_BTT)
-    x_BTD, routed = block.add(x_BTD, h_BTD, o_BTD)
-    sums = routing_sums(*routed, segments_BT > 0) if routed else None
-    return mesh.constrain(x_BTD, "batch", "length", "width"), sums
+  def layer(kind, carry, part):
+    x_BTD, kept = carry
 
-  x_BTD, sums = jax.lax.scan(_with_remat(layer, remat), x_BTD, (params["blocks"], *_kinds(cfg)))
-  return unembed(params, cfg, x_BTD), jax.tree.map(lambda s: jnp.sum(s, axis=0), sums)
+    def run(x_BTD, lent, part):
+      block, window, rope_kind, input_BTP = _open(kind, part)
+      h_BTD = block.read(x_BTD)
+      rope_BTH = rope.pick(ropes[kind.stack], rope_kind)
+      q_BTNH = block.attn.queries(h_BTD, rope_BTH, growth_BT)
+      k_BTKH, v_BTKH = lent or block.attn.keys_values(h_BTD, rope_BTH)
+      mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
+      distance_BTT = attention.distance(positions_BT, positions_BT) if cfg.alibi else None
+      o_BTD = block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT, distance_BTT)
+      x_BTD, routed = block.add(x_BTD, h_BTD, o_BTD, input_BTP)
+      sums = routing_sums(*routed, segments_BT > 0) if routed else None
+      lends = (k_BTKH, v_BTKH) if kind.stack in kept else None
+      return mesh.constrain(x_BTD, "batch", "length", "width"), lends, sums
+
+    x_BTD, lends, sums = _with_remat(run, remat)(x_BTD, kept.get(kind.lender), part)
+    return (x_BTD, _keep(kept, kind, lends)), sums
+
+  stacks = _stacks(params, cfg, _layer_inputs(params, cfg, tokens_BT, x_BTD))
+  kept = {
+    kind.stack: _no_kv((*tokens_BT.shape, kind.cfg.num_kv_heads, kind.cfg.head_dim), dtype)
+    for kind in _lenders(cfg)
+  }
+  (x_BTD, _), sums = kinds.scan_layers(cfg, layer, (x_BTD, kept), stacks)
+  return unembed(params, cfg, x_BTD), _total(sums)
 
 
-def init_cache(cfg: DecoderConfig, rows: int, slots: int, dtype=jnp.float32) -> Cache:
-  """An empty cache for sequences of up to `slots` tokens."""
-  shape = (cfg.num_layers, rows, slots, cfg.num_kv_heads, cfg.head_dim)
-  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def init_cache(cfg: DecoderConfig, rows: int, slots: int, dtype=jnp.float32) -> dict[str, Cache]:
+  """An empty cache for sequences of up to `slots` tokens: one for each stack of layers with own keys."""
+  out = {}
+  for kind in kinds.kinds(cfg):
+    if not kind.lender:
+      shape = (len(kind.layers), rows, slots, kind.cfg.num_kv_heads, kind.cfg.head_dim)
+      out[kind.stack] = Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  return out
 
 
 def apply_cached(
-  params, cfg: DecoderConfig, tokens_BT, positions_BT, cache: Cache, *, dtype=jnp.float32
-) -> tuple[jax.Array, Cache]:
+  params, cfg: DecoderConfig, tokens_BT, positions_BT, cache: dict[str, Cache], *, dtype=jnp.float32
+) -> tuple[jax.Array, dict[str, Cache]]:
   """logits_BTV of new tokens at `positions_BT`, and the cache with them in it.
 
   Position -1 is padding: it is not written, and its logits mean nothing. A token at position p sees
   the slots up to p, so slots beyond a row's last token may hold anything.
   """
   B, T = tokens_BT.shape
-  slots = cache.k_LBSKH.shape[2]
+  slots = next(iter(cache.values())).k_LBSKH.shape[2]
   rope.check_slots(cfg, slots)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   seen_BT = jnp.maximum(positions_BT, 0)
-  ropes, growth_BT = rope.tables(cfg, seen_BT), rope.query_growth(cfg, seen_BT)
-  graph, structure = _block_graph(cfg)
+  ropes, growth_BT = _ropes(cfg, seen_BT), rope.query_growth(cfg, seen_BT)
   rows_BT = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
   write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
   slots_BS = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
   one_BT, one_BS = jnp.ones((B, T), jnp.int32), jnp.ones((B, slots), jnp.int32)
 
-  def layer(x_BTD, scanned):
-    weights, window, kind, k_BSKH, v_BSKH = scanned
-    block = _bind(graph, structure, weights)
+  def layer(kind, carry, scanned):
+    (x_BTD, kept), (part, stored) = carry, scanned
+    block, window, rope_kind, input_BTP = _open(kind, part)
     h_BTD = block.read(x_BTD)
-    q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
-    k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
-    v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
+    rope_BTH = rope.pick(ropes[kind.stack], rope_kind)
+    q_BTNH = block.attn.queries(h_BTD, rope_BTH, growth_BT)
+    if kind.lender:
+      k_BSKH, v_BSKH = kept[kind.lender]
+    else:
+      k_BTKH, v_BTKH = block.attn.keys_values(h_BTD, rope_BTH)
+      k_BSKH, v_BSKH = stored
+      k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
+      v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
+      stored = Cache(k_BSKH, v_BSKH)
     mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
     distance_BTS = attention.distance(positions_BT, slots_BS) if cfg.alibi else None
     o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS, distance_BTS)
-    return block.add(x_BTD, h_BTD, o_BTD)[0], (k_BSKH, v_BSKH)
+    x_BTD, _ = block.add(x_BTD, h_BTD, o_BTD, input_BTP)
+    return (x_BTD, _keep(kept, kind, (k_BSKH, v_BSKH))), stored
 
-  x_BTD, (k, v) = jax.lax.scan(
-    layer, x_BTD, (params["blocks"], *_kinds(cfg), cache.k_LBSKH, cache.v_LBSKH)
-  )
-  return unembed(params, cfg, x_BTD), Cache(k, v)
+  stacks = _stacks(params, cfg, _layer_inputs(params, cfg, tokens_BT, x_BTD))
+  stacks = {stack: (part, cache.get(stack)) for stack, part in stacks.items()}
+  kept = {
+    kind.stack: _no_kv(cache[kind.stack].k_LBSKH.shape[1:], cache[kind.stack].k_LBSKH.dtype)
+    for kind in _lenders(cfg)
+  }
+  (x_BTD, _), cache = kinds.scan_layers(cfg, layer, (x_BTD, kept), stacks)
+  return unembed(params, cfg, x_BTD), {s: stored for s, stored in cache.items() if stored}
 
 
 def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:
@@ -174,13 +197,13 @@ def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:
   if cfg.embed_scale != 1.0:
     x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, dtype)
   if cfg.embed_norm:
-    x_BTD = _bind(*_norm_graph(cfg), params["embed_norm"])(x_BTD)
+    x_BTD = _bind(*_graph(layers.stream_norm, cfg), params["embed_norm"])(x_BTD)
   return mesh.constrain(x_BTD, "batch", "length", "width")
 
 
 def unembed(params, cfg: DecoderConfig, x_BTD) -> jax.Array:
   """logits_BTV, float32."""
-  final_norm = _bind(*_norm_graph(cfg), params["final_norm"])
+  final_norm = _bind(*_graph(layers.stream_norm, cfg), params["final_norm"])
   x_BTD = final_norm(x_BTD)
   if cfg.tied:
     table_VD = mesh.gather(params["embed"]["table_VD"].astype(x_BTD.dtype), ("vocab", "embed"))
@@ -200,9 +223,72 @@ def is_spec(x) -> bool:
   return isinstance(x, ParamSpec)
 
 
-def _kinds(cfg):
-  """Per layer: its window, and which rotary table it turns by."""
-  return jnp.asarray(cfg.windows, jnp.int32), jnp.asarray(rope.layer_kinds(cfg), jnp.int32)
+def _specs(module: nnx.Module, stacked: int = 0) -> dict:
+  """Of a module's parameters; of so many like it along a first axis."""
+  specs: dict = {}
+  for path, p in nnx.to_flat_state(nnx.state(module)):
+    shape, axes = p.get_value().shape, p.axes
+    if stacked:
+      shape, axes = (stacked, *shape), ("layers", *axes)
+    node = specs
+    for name in path[:-1]:
+      node = node.setdefault(name, {})
+    node[path[-1]] = ParamSpec(shape, axes, p.std, p.mean)
+  return specs
+
+
+def _stacks(params, cfg, inputs_BTLP) -> dict[str, tuple]:
+  """By stack, of each layer: its weights, its window, which rotary table it turns by, and its input."""
+  out = {}
+  for kind in kinds.kinds(cfg):
+    window_L = jnp.asarray(kind.cfg.windows, jnp.int32)
+    rope_kind_L = jnp.asarray(rope.layer_kinds(kind.cfg), jnp.int32)
+    input_LBTP = None
+    if inputs_BTLP is not None:
+      input_LBTP = inputs_BTLP[:, :, np.asarray(kind.layers)].transpose(2, 0, 1, 3)
+    out[kind.stack] = (params[kind.stack], window_L, rope_kind_L, input_LBTP)
+  return out
+
+
+def _open(kind, part):
+  """The layer of one slice of `_stacks`, and the rest of the slice."""
+  weights, *rest = part
+  return _bind(*_graph(layers.Block, kind.cfg), weights), *rest
+
+
+def _ropes(cfg, positions_BT, lengths_BT=None) -> dict[str, list]:
+  return {k.stack: rope.tables(k.cfg, positions_BT, lengths_BT) for k in kinds.kinds(cfg)}
+
+
+def _layer_inputs(params, cfg, tokens_BT, x_BTD):
+  """What each layer gets of each token besides the stream, inputs_BTLP; None in most families."""
+  if not cfg.layer_input_dim:
+    return None
+  return _bind(*_graph(layers.LayerInputs, cfg), params["layer_inputs"])(tokens_BT, x_BTD)
+
+
+def _lenders(cfg) -> list:
+  """The kinds whose last layer's keys and values are read by later layers."""
+  lenders = {kind.lender for kind in kinds.kinds(cfg)}
+  return [kind for kind in kinds.kinds(cfg) if kind.stack in lenders]
+
+
+def _no_kv(shape, dtype):
+  """Keys and values before the first layer that lends its own."""
+  return tuple(mesh.constrain(jnp.zeros(shape, dtype), *_KV_AXES) for _ in range(2))
+
+
+def _keep(kept: dict, kind, kv) -> dict:
+  """`kept` with the keys and values of the latest layer of each kind that lends."""
+  if kind.stack not in kept:
+    return kept
+  return kept | {kind.stack: tuple(mesh.constrain(a, *_KV_AXES) for a in kv)}
+
+
+def _total(sums: dict[str, Routing | None]) -> Routing | None:
+  """Over all layers."""
+  of_stacks = [jax.tree.map(lambda s: jnp.sum(s, axis=0), of_stack) for of_stack in sums.values()]
+  return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), of_stacks)
 
 
 def _with_remat(layer, remat: str):
@@ -214,14 +300,8 @@ def _with_remat(layer, remat: str):
 
 
 @functools.lru_cache
-def _block_graph(cfg):
-  graph, state = nnx.split(layers.Block(cfg))
-  return graph, jax.tree.structure(state)
-
-
-@functools.lru_cache
-def _norm_graph(cfg):
-  graph, state = nnx.split(layers.stream_norm(cfg))
+def _graph(make, cfg):
+  graph, state = nnx.split(make(cfg))
   return graph, jax.tree.structure(state)
 
 

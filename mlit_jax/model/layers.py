@@ -25,6 +25,7 @@ _SCALES = {
   "head_dim": "scale_H",
   "heads": "scale_NH",
   "kv_heads": "scale_KH",
+  "layer_input": "scale_P",
 }
 
 
@@ -43,15 +44,18 @@ class RmsNorm(nnx.Module):
 
   def __call__(self, x):
     scale = getattr(self, self.name)[...]
-    x_f32 = x.astype(jnp.float32)
-    over = tuple(range(-scale.ndim, 0))
-    normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=over, keepdims=True) + self.eps)
+    normed = _over_rms(x.astype(jnp.float32), self.eps, over=tuple(range(-scale.ndim, 0)))
     scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
     if self.plus_one:
       return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
     if self.late_cast:
       return (normed * scale.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def _over_rms(x_f32, eps: float, over: tuple[int, ...]) -> jax.Array:
+  """x / rms(x) over these axes."""
+  return x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=over, keepdims=True) + eps)
 
 
 class LayerNorm(nnx.Module):
@@ -85,15 +89,20 @@ def stream_norm(cfg: DecoderConfig) -> nnx.Module:
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention with rotary positions, or with ALiBi."""
+  """Grouped-query attention with rotary positions, or with ALiBi.
+
+  A layer that borrows keys and values has no parameters for them.
+  """
 
   def __init__(self, cfg: DecoderConfig):
     D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     self.cfg = cfg
     self.slopes = attention.alibi_slopes(N) if cfg.alibi else None
     self.q_DNH = param((D, N, H), ("embed", "heads", "head_dim"), std=D**-0.5)
-    self.k_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
-    self.v_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
+    if not cfg.borrows_kv:
+      self.k_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
+    if not (cfg.borrows_kv or cfg.keys_as_values):
+      self.v_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
     out_std = (N * H * 2 * cfg.num_layers) ** -0.5  # residual branches add up: GPT-2's scaling
     self.o_NHD = param((N, H, D), ("heads", "head_dim", "embed"), std=out_std)
     if cfg.attn_bias:
@@ -110,26 +119,43 @@ class Attention(nnx.Module):
       self.k_norm = LayerNorm("KH", (K, H), ("kv_heads", "head_dim"), cfg)
     elif cfg.qk_norm:
       self.q_norm = RmsNorm(H, "head_dim", cfg)
-      self.k_norm = RmsNorm(H, "head_dim", cfg)
+      if not cfg.borrows_kv:
+        self.k_norm = RmsNorm(H, "head_dim", cfg)
 
-  def qkv(self, x_BTD, rope_BTH, growth_BT=None):
-    """Rotated queries (times `growth`, where there is one), rotated keys, values; no `rope`, no rotation."""
+  def queries(self, x_BTD, rope_BTH, growth_BT=None):
+    """Rotated queries, times `growth` where there is one; no `rope`, no rotation."""
     q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _use(self.q_DNH, x_BTD.dtype))
-    k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.k_DKH, x_BTD.dtype))
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.v_DKH, x_BTD.dtype))
     if self.cfg.attn_bias:
       q_BTNH = q_BTNH + _use(self.q_bias_NH, x_BTD.dtype)[None, None]
-      k_BTKH = k_BTKH + _use(self.k_bias_KH, x_BTD.dtype)[None, None]
-      v_BTKH = v_BTKH + _use(self.v_bias_KH, x_BTD.dtype)[None, None]
     if self.cfg.qk_norm:
-      q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+      q_BTNH = self.q_norm(q_BTNH)
     q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "head_dim")
     if rope_BTH is not None:
       q_BTNH = rotate(q_BTNH, *rope_BTH, self.cfg.rope_interleaved)
-      k_BTKH = rotate(k_BTKH, *rope_BTH, self.cfg.rope_interleaved)
     if growth_BT is not None:
       q_BTNH = q_BTNH * growth_BT[:, :, None, None].astype(q_BTNH.dtype)
-    return q_BTNH, k_BTKH, v_BTKH
+    return q_BTNH
+
+  def keys_values(self, x_BTD, rope_BTH):
+    """Rotated keys, and values."""
+    k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.k_DKH, x_BTD.dtype))
+    if self.cfg.attn_bias:
+      k_BTKH = k_BTKH + _use(self.k_bias_KH, x_BTD.dtype)[None, None]
+    v_BTKH = k_BTKH if self.cfg.keys_as_values else self._values(x_BTD)
+    if self.cfg.value_norm:
+      v_f32 = v_BTKH.astype(jnp.float32)
+      v_BTKH = _over_rms(v_f32, self.cfg.norm_eps, over=(-1,)).astype(v_BTKH.dtype)
+    if self.cfg.qk_norm:
+      k_BTKH = self.k_norm(k_BTKH)
+    if rope_BTH is not None:
+      k_BTKH = rotate(k_BTKH, *rope_BTH, self.cfg.rope_interleaved)
+    return k_BTKH, v_BTKH
+
+  def _values(self, x_BTD):
+    v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.v_DKH, x_BTD.dtype))
+    if self.cfg.attn_bias:
+      v_BTKH = v_BTKH + _use(self.v_bias_KH, x_BTD.dtype)[None, None]
+    return v_BTKH
 
   def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS, distance_BTS=None):
     """ALiBi needs the distance."""
@@ -260,6 +286,12 @@ class Block(nnx.Module):
     self.pre_norms, self.post_norms = cfg.pre_norms, cfg.post_norms
     self.parallel, self.residual_scale = cfg.parallel, cfg.residual_scale
     self.residual_after_norm = cfg.residual_after_norm
+    self.takes_input, self.scaled = cfg.layer_input_dim > 0, cfg.layer_scalar
+    if self.takes_input:
+      self.layer_input = LayerInput(cfg)
+    if self.scaled:
+      # A buffer in the checkpoints: kept as it is found, and never trained.
+      self.layer_scalar = param((), (), std=0.0, mean=1.0)
     if cfg.pre_norms:
       self.attn_norm = stream_norm(cfg)
     if cfg.pre_norms and not cfg.parallel:
@@ -272,10 +304,10 @@ class Block(nnx.Module):
     """What attention reads."""
     return self.attn_norm(x_BTD) if self.pre_norms else x_BTD
 
-  def add(self, x_BTD, h_BTD, o_BTD):
+  def add(self, x_BTD, h_BTD, o_BTD, input_BTP=None):
     """The residual stream `x` with attention's output `o` and the MLP's added; attention read `h`.
 
-    And how experts were routed: Moe's second result, None without experts.
+    Last comes what the layer makes of its own `input`, where it has one. And how experts were routed: Moe's second result, None without experts.
     """
     if self.parallel:
       m_BTD, routed = self._mlp(h_BTD)
@@ -286,6 +318,11 @@ class Block(nnx.Module):
     m_BTD, routed = self._mlp(h_BTD)
     x_BTD = h_BTD if self.residual_after_norm else x_BTD
     x_BTD = x_BTD + self._scaled(self.post_mlp_norm(m_BTD) if self.post_norms else m_BTD)
+    if self.takes_input:
+      x_BTD = x_BTD + self.layer_input(x_BTD, input_BTP)
+    if self.scaled:
+      scalar = jax.lax.stop_gradient(_use(self.layer_scalar, x_BTD.dtype))
+      x_BTD = x_BTD * scalar.reshape((1,) * x_BTD.ndim)
     return x_BTD, routed
 
   def _mlp(self, h_BTD):
@@ -298,15 +335,54 @@ class Block(nnx.Module):
     return (o_BTD.astype(jnp.float32) * self.residual_scale).astype(o_BTD.dtype)
 
 
+class LayerInput(nnx.Module):
+  """Of one layer: its part of the second embedding, gated by the stream and brought to its width."""
+
+  def __init__(self, cfg: DecoderConfig):
+    D, P = cfg.d_model, cfg.layer_input_dim
+    self.gate_DP = param((D, P), ("embed", "layer_input"), std=D**-0.5)
+    self.out_PD = param((P, D), ("layer_input", "embed"), std=P**-0.5)
+    self.norm = stream_norm(cfg)
+
+  def __call__(self, x_BTD, input_BTP):
+    gate_BTP = jax.nn.gelu(matmul(x_BTD, _use(self.gate_DP, x_BTD.dtype)), approximate=True)
+    return self.norm(matmul(gate_BTP * input_BTP, _use(self.out_PD, x_BTD.dtype)))
+
+
+class LayerInputs(nnx.Module):
+  """Of all layers: the second embedding of a token, mixed with a projection of the first.
+
+  Its table is the largest parameter of the small Gemma 4 models. It is looked up where it lies, so that
+  what travels is the rows found and not the table.
+  """
+
+  def __init__(self, cfg: DecoderConfig):
+    V, D, P, L = cfg.vocab_size, cfg.d_model, cfg.layer_input_dim, cfg.num_layers
+    self.table_VLP = param((V, L, P), ("vocab", "layers", "layer_table"), std=0.02)
+    self.proj_DLP = param((D, L, P), ("embed", "layers", "layer_input"), std=D**-0.5)
+    self.norm = RmsNorm(P, "layer_input", cfg)
+
+  def __call__(self, tokens_BT, x_BTD):
+    """inputs_BTLP; `x` are the (first) embeddings as the layers read them."""
+    D, P = x_BTD.shape[-1], self.table_VLP.shape[-1]
+    found_BTLP = self.table_VLP[...].astype(x_BTD.dtype)[tokens_BT]
+    found_BTLP = mesh.constrain(found_BTLP, "batch", "length", "layers", "layer_input")
+    proj_BTLP = jnp.einsum("BTD,DLP->BTLP", x_BTD, _use(self.proj_DLP, x_BTD.dtype))
+    proj_BTLP = self.norm(proj_BTLP * jnp.asarray(D**-0.5, x_BTD.dtype))
+    found_BTLP = found_BTLP * jnp.asarray(P**0.5, x_BTD.dtype)
+    return (proj_BTLP + found_BTLP) * jnp.asarray(0.5**0.5, x_BTD.dtype)
+
+
 class Decoder(nnx.Module):
-  """The whole declaration. `block` stands for all layers: decoder.py stacks it along a first axis L."""
+  """All but the layers, which decoder.py stacks along a first axis L."""
 
   def __init__(self, cfg: DecoderConfig):
     V, D = cfg.vocab_size, cfg.d_model
     self.embed = Embedding(V, D)
     if cfg.embed_norm:
       self.embed_norm = stream_norm(cfg)
-    self.blocks = Block(cfg)
+    if cfg.layer_input_dim:
+      self.layer_inputs = LayerInputs(cfg)
     self.final_norm = stream_norm(cfg)
     if not cfg.tied:
       self.head = Head(V, D)

@@ -78,7 +78,8 @@ def frequencies(cfg: DecoderConfig, local: bool, lengths_BT=None) -> jax.Array:
 
   RoPE: Su et al. 2021, eq. 15. `llama3`: frequencies whose wavelength exceeds the original context are
   divided by the factor, with a linear ramp in between (Llama 3.1 release). `linear`: all are divided.
-  `longrope`: each is divided by its own factor, of one list or the other.
+  `longrope`: each is divided by its own factor, of one list or the other. `proportional`: those beyond a
+  part of them are 0, so that their pairs do not turn.
   """
   theta = cfg.rope_local_theta if local else cfg.rope_theta
   width = _width(cfg)
@@ -93,6 +94,9 @@ def frequencies(cfg: DecoderConfig, local: bool, lengths_BT=None) -> jax.Array:
     return _yarn(freq, theta, scaling)
   if kind == "linear":
     return freq / scaling["factor"]
+  if kind == "proportional":
+    turning = int(scaling["partial_rotary_factor"] * width // 2)
+    return jnp.where(jnp.arange(width // 2) < turning, freq / scaling["factor"], 0.0)
   if kind == "llama3":
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * freq / (2 * jnp.pi)

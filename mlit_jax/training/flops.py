@@ -10,6 +10,7 @@ import numpy as np
 
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.kinds import kinds
 
 # Dense bfloat16 peaks in TFLOP/s by the start of jax's device_kind, from the makers' data sheets.
 PEAK_TFLOPS = {
@@ -27,28 +28,31 @@ PEAK_TFLOPS = {
 def step_flops(cfg: DecoderConfig, lengths: np.ndarray) -> float:
   """Forward and backward FLOPs of examples of these lengths; no padding, no recomputation.
 
-  6 * (weights in matmuls; of experts, those a token reaches) * tokens + 6 * heads * head_dim * sum over layers of the pairs that attention
+  6 * (weights in matmuls; of experts, those a token reaches) * tokens + 6 * sum over layers of heads * head_dim * the pairs that attention
   sees: half of length^2 (causal), less what lies beyond a window.
   """
   lengths = np.asarray(lengths, np.float64)
   idle = (cfg.num_experts - cfg.experts_per_token) * 3 * cfg.d_model * cfg.d_ff * cfg.num_layers
   matmul = _num_in_matmuls(cfg) - idle
-  pairs = 0.0
-  for window in cfg.windows:
-    beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)
-    pairs += float(np.sum(lengths**2 - beyond**2))
-  return 6.0 * matmul * float(lengths.sum()) + 6.0 * cfg.num_heads * cfg.head_dim * pairs
+  attention = 0.0
+  for kind in kinds(cfg):
+    for window in kind.cfg.windows:
+      beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)
+      pairs = float(np.sum(lengths**2 - beyond**2))
+      attention += kind.cfg.num_heads * kind.cfg.head_dim * pairs
+  return 6.0 * matmul * float(lengths.sum()) + 6.0 * attention
 
 
 @functools.lru_cache
 def _num_in_matmuls(cfg: DecoderConfig) -> int:
-  """Number of weights that multiply every token: not norms, not biases, not a table that only looks up."""
+  """Number of weights that multiply every token: not norms, biases, scalars or tables that are only looked up."""
   total = 0
   specs = jax.tree.leaves_with_path(decoder.param_specs(cfg), is_leaf=decoder.is_spec)
   for path, spec in specs:
     name = path[-1].key
-    looked_up = name == "table_VD" and not cfg.tied
-    if not (looked_up or "scale" in name or "bias" in name):
+    looked_up = name == "table_VLP" or (name == "table_VD" and not cfg.tied)
+    scalar = len(spec.axes) < 2  # that of the layers at most
+    if not (looked_up or scalar or "scale" in name or "bias" in name):
       total += math.prod(spec.shape)
   return total
 

@@ -60,7 +60,7 @@ def check_names(folder, cfg: DecoderConfig) -> hf_files.Layout:
   head = names.head(prefix)
   optional = {head: expected[table.embedding_name(cfg, prefix)]} if cfg.tied else {}
   known = expected | optional
-  carried = {n for n in found if names.is_carried(cfg.family, n)}
+  carried = {n for n in found if names.is_carried(cfg, n)}
   parts = names.CARRIED.get(cfg.family, ())
   absent = [f"{part}*" for part in parts if not any(part in n for n in carried)]
   faults = {

@@ -74,6 +74,15 @@ BLOOM = [
 ]
 # Families whose names have nothing in common with Llama's.
 OWN = {"bloom": BLOOM}
+GEMMA4 = [
+  ("layer_inputs/table_VLP", "model.embed_tokens_per_layer.weight", "V (L P) -> V L P"),
+  ("layer_inputs/proj_DLP", "model.per_layer_model_projection.weight", "(L P) D -> D L P"),
+  ("layer_inputs/norm/scale_P", "model.per_layer_projection_norm.weight", "P -> P"),
+  ("blocks/layer_input/gate_DP", _LAYER + "per_layer_input_gate.weight", "P D -> D P"),
+  ("blocks/layer_input/out_PD", _LAYER + "per_layer_projection.weight", "D P -> P D"),
+  ("blocks/layer_input/norm/scale_D", _LAYER + "post_per_layer_input_norm.weight", "D -> D"),
+  ("blocks/layer_scalar", _LAYER + "layer_scalar", "(0/1) -> "),
+]
 # Rows of one family, in place of those above that name the same parameter. Rows of one tensor lie one after
 # the other in its first axis.
 OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
@@ -89,6 +98,8 @@ OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
     ("blocks/attn/q_norm/scale_NH", _LAYER + "self_attn.q_norm.weight", "N H -> N H"),
     ("blocks/attn/k_norm/scale_KH", _LAYER + "self_attn.k_norm.weight", "K H -> K H"),
   ],
+  "gemma4": GEMMA4,
+  "gemma4_text": GEMMA4,
   "mixtral": [
     ("blocks/moe/router_DE", _LAYER + "block_sparse_moe.gate.weight", "E D -> D E"),
     ("blocks/moe/gate_EDF", _LAYER + "block_sparse_moe.experts.{expert}.w1.weight", "F D -> D F"),
@@ -109,17 +120,22 @@ OF_FAMILY: dict[str, list[tuple[str, str, str]]] = {
     ("blocks/moe/down_EFD", _LAYER + "mlp.experts.{expert}.down_proj.weight", "D F -> F D"),
   ],
 }
-# Where one family's folders begin their names in several ways: the beginning that the tables above use,
-# and after it those that stand in its place.
+# Where a family's folders begin their names otherwise than the tables above: in place of "model."
+# ("transformer." in BLOOM), the usual way first.
 PREFIXES: dict[str, tuple[str, ...]] = {
   "bloom": ("transformer.", ""),
   "gemma3": ("language_model.model.", "model.language_model."),  # the hub; transformers 5 in memory
+  "gemma4": ("model.language_model.",),
 }
-# Models that hold a decoder among other parts: what stands before the tables' names in their folders,
-# and how the names of the other parts begin, with or without "model." before. Those are not tuned and
-# exported as they are.
-WITHIN = {"gemma3": "language_model."}
-CARRIED = {"gemma3": ("vision_tower.", "multi_modal_projector.")}
+# Models that hold a decoder among other parts: how the names of those begin, with or without "model."
+# before. They are not tuned and exported as they are. Parts that some sizes lack stand apart.
+CARRIED = {
+  "gemma3": ("vision_tower.", "multi_modal_projector."),
+  "gemma4": ("vision_tower.", "embed_vision."),
+}
+CARRIED_IF_THERE = {"gemma4": ("audio_tower.", "embed_audio.")}
+# The published folders of Gemma 4 hold keys and values of layers that read those of an earlier one.
+_BORROWED = re.compile(r".*\blayers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\.weight")
 # The head's name where it does not stay HEAD, by the prefix of the others.
 _HEADS = {"language_model.model.": "language_model." + HEAD}
 # Buffers that old exports carry and that follow from config.json.
@@ -136,27 +152,24 @@ def of_family(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
   own = OF_FAMILY.get(cfg.family, [])
   replaced = {ours for ours, _, _ in own}
   shared = COMMON + (PRE_AND_POST_NORMS if cfg.post_norms else PRE_NORMS)
-  within = WITHIN.get(cfg.family, "")
-  rows = [row for row in shared if row[0] not in replaced] + own
-  return [(ours, within + theirs, pattern) for ours, theirs, pattern in rows]
+  return [row for row in shared if row[0] not in replaced] + own
 
 
 def prefix_of(cfg: DecoderConfig, found: Iterable[str]) -> str:
   """How the names of a folder begin, of the family's PREFIXES; the first of them if none fits."""
-  prefixes = PREFIXES.get(cfg.family, ("",))
+  prefixes = PREFIXES.get(cfg.family, ("model.",))
   found = list(found)
   longest_first = sorted(prefixes, key=len, reverse=True)
   return next((p for p in longest_first if any(n.startswith(p) for n in found)), prefixes[0])
 
 
 def spell(cfg: DecoderConfig, name: str, prefix: str | None) -> str:
-  """A name of the tables as a folder with this prefix has it."""
-  usual = PREFIXES.get(cfg.family, ("",))[0]
-  if prefix is None or prefix == usual:
-    return name
-  if name == head(usual):
+  """A name of the tables as a folder with this prefix has it, or as the family's folders usually do."""
+  prefix = prefix_of(cfg, ()) if prefix is None else prefix
+  if name == HEAD:
     return head(prefix)
-  return prefix + name.removeprefix(usual) if name.startswith(usual) else name
+  of_tables = "transformer." if cfg.family in OWN else "model."
+  return prefix + name.removeprefix(of_tables) if name.startswith(of_tables) else name
 
 
 def head(prefix: str) -> str:
@@ -164,9 +177,13 @@ def head(prefix: str) -> str:
   return _HEADS.get(prefix, HEAD)
 
 
-def is_carried(family: str, name: str) -> bool:
+def is_carried(cfg: DecoderConfig, name: str) -> bool:
   """Whether their tensor is of a part that is not tuned, but exported as it is."""
-  return name.removeprefix("model.").startswith(CARRIED.get(family, ()))
+  parts = CARRIED.get(cfg.family, ()) + CARRIED_IF_THERE.get(cfg.family, ())
+  if name.removeprefix("model.").startswith(parts):
+    return True
+  found = _BORROWED.fullmatch(name) if cfg.num_borrowing else None
+  return bool(found) and int(found[1]) >= cfg.num_layers - cfg.num_borrowing
 
 
 def is_skipped(name: str) -> bool:

@@ -141,7 +141,7 @@ def _check_leaves(leaves: dict, carried, cfg: DecoderConfig) -> None:
   }
   if wrong:
     raise ValueError(f"parameters do not belong to this config: {sorted(wrong)}")
-  strange = [name for name in carried if not names.is_carried(cfg.family, name)]
+  strange = [name for name in carried if not names.is_carried(cfg, name)]
   if strange or (cfg.family in names.CARRIED and not carried):
     raise ValueError(f"not what family {cfg.family} carries: {strange or 'nothing'}")
 

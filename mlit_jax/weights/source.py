@@ -137,10 +137,8 @@ def load_source_copy(workdir) -> ModelSource:
 
 
 def _carried_names(config: dict, layout: hf_files.Layout) -> list[str]:
-  family = config["model_type"]
-  if family not in names.CARRIED:
-    return []
-  return [name for name in layout.tensors() if names.is_carried(family, name)]
+  cfg = from_hf(config)
+  return [name for name in layout.tensors() if names.is_carried(cfg, name)]
 
 
 def _write_carried(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

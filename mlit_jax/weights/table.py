@@ -8,7 +8,8 @@ Import reads a pattern left to right, export right to left.
 
 Rows that name the same tensor and have no such fraction lie one after the other in its first axis, in the
 table's order (Phi-3's fused q, k, v). Parameters under blocks/ carry a leading L, experts E after it:
-the tensor named with {layer} (and {expert}) is that slice of ours.
+the tensor named with {layer} (and {expert}) is that slice of ours. Where layers differ in shape, a row under
+blocks/ stands for one in each stack of model/kinds.py that has the parameter.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import numpy as np
 
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.decoder import param_specs
+from mlit_jax.model.kinds import kinds
 from mlit_jax.weights import names as their_names
 
 EMBEDDING = "embed/table_VD"
@@ -47,6 +49,7 @@ class Row:
   shape: tuple[int, ...]
   stack: tuple[int, ...] = ()  # (), (L,) or (L, E)
   offset: int = 0  # where it begins in the first axis of their tensor
+  layers: tuple[int, ...] = ()  # the numbers of a stack's layers; (): 0, 1, ...
 
   def names(self) -> list[str]:
     """Their tensors, in the order of the layers (and in each that of the experts)."""
@@ -54,7 +57,10 @@ class Row:
 
   def name(self, index: Sequence[int]) -> str:
     """Their tensor that holds ours[index], of the leading axes."""
-    return self.theirs.format(**dict(zip(("layer", "expert"), index, strict=False)))
+    numbers = dict(zip(("layer", "expert"), index, strict=False))
+    if self.layers:
+      numbers["layer"] = self.layers[index[0]]
+    return self.theirs.format(**numbers)
 
   @property
   def full_shape(self) -> tuple[int, ...]:
@@ -86,12 +92,12 @@ class Theirs:
 def rows(cfg: DecoderConfig, prefix: str | None = None) -> list[Row]:
   """The rows that a decoder of this config needs, in the table's order; `prefix` as in names.py."""
   specs = flatten(param_specs(cfg))
-  table = their_names.of_family(cfg)
-  unnamed = set(specs) - {ours for ours, _, _ in table}
+  table = [row for named in their_names.of_family(cfg) for row in _in_stacks(cfg, *named)]
+  unnamed = set(specs) - {ours for ours, *_ in table}
   assert not unnamed, f"no row in weights/names.py for {sorted(unnamed)}"
   out: list[Row] = []
-  ends: dict[str, int] = {}
-  for ours, theirs, text in table:
+  ends: dict[tuple, int] = {}
+  for ours, theirs, text, layers in table:
     if ours not in specs:
       continue
     shape, pattern = specs[ours].shape, parse(text)
@@ -99,12 +105,21 @@ def rows(cfg: DecoderConfig, prefix: str | None = None) -> list[Row]:
     letters = re.search(r"(?:_([A-Z]+))?$", ours)[1] or ""
     assert "".join(pattern.ours) == letters[max(depth - 1, 0) :], (ours, text)
     theirs = their_names.spell(cfg, theirs, prefix)
-    row = Row(ours, theirs, pattern, shape[depth:], shape[:depth], ends.get(theirs, 0))
+    tensor = (theirs, layers)
+    row = Row(ours, theirs, pattern, shape[depth:], shape[:depth], ends.get(tensor, 0), layers)
     slots = any(isinstance(axis, tuple) for group in pattern.theirs for axis in group)
     if pattern.theirs and not slots:
-      ends[theirs] = row.offset + row.their_shape[0]
+      ends[tensor] = row.offset + row.their_shape[0]
     out.append(row)
   return out
+
+
+def _in_stacks(cfg: DecoderConfig, ours: str, theirs: str, text: str) -> list[tuple]:
+  """A row of names.py with the numbers of its layers; one under blocks/ for each stack of layers."""
+  first, _, rest = ours.partition("/")
+  if first != "blocks":
+    return [(ours, theirs, text, ())]
+  return [(f"{kind.stack}/{rest}", theirs, text, kind.layers) for kind in kinds(cfg)]
 
 
 def tensors_of(cfg: DecoderConfig, prefix: str | None = None) -> dict[str, Theirs]:
@@ -116,7 +131,9 @@ def tensors_of(cfg: DecoderConfig, prefix: str | None = None) -> dict[str, Their
 
   def place(item):
     row, index = item[1][0]
-    return (1, index[0]) if index else (0 if row.ours.startswith("embed") else 2, 0)
+    if index:
+      return (1, row.layers[index[0]])
+    return (0 if row.ours.startswith(("embed", "layer_inputs")) else 2, 0)
 
   out = {}
   for name, found in sorted(parts.items(), key=place):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mlit_jax import mesh
-from mlit_jax.model import decoder, layers
+from mlit_jax.model import decoder, kinds, layers
 from mlit_jax.model.config import DecoderConfig
 
 SIZES = dict(vocab_size=50, d_model=24, num_heads=4, head_dim=8, d_ff=40)
@@ -60,8 +60,20 @@ CONFIGS = {
     family="olmo3", **SIZES, num_layers=3, num_kv_heads=2, norm_late_cast=True, pre_norms=False,
     post_norms=True, qk_norm=True, qk_norm_full=True, rope_local_theta=1e4, windows=(3, 0, 3),
   ),
+  "gemma4": DecoderConfig(
+    family="gemma4_text", **SIZES, num_layers=6, num_kv_heads=2, norm_late_cast=True, post_norms=True,
+    qk_norm=True, value_norm=True, query_scale=0.2, activation="gelu_tanh", rope_local_theta=1e4,
+    windows=(3, 0, 3, 0, 3, 0), layer_scalar=True, layer_input_dim=6, global_head_dim=12,
+    global_kv_heads=1, global_keys_as_values=True, num_borrowing=2, borrowing_d_ff=20,
+    rope_scaling=(("factor", 1.0), ("partial_rotary_factor", 0.5), ("rope_type", "proportional")),
+  ),
+  "gemma4_irregular": DecoderConfig(
+    family="gemma4_text", **SIZES, num_layers=7, num_kv_heads=2, norm_late_cast=True, post_norms=True,
+    qk_norm=True, value_norm=True, query_scale=0.2, activation="gelu_tanh", rope_local_theta=1e4,
+    windows=(0, 3, 3, 0, 3, 0, 3), global_head_dim=12, global_kv_heads=4, borrowing_d_ff=40,
+  ),
 }  # fmt: skip
-BUFFERS = ("beta", "eps")  # of xIELU: parameters that do not train
+BUFFERS = ("beta", "eps", "layer_scalar")  # of xIELU and Gemma 4: parameters that do not train
 LENGTHS = [7, 1, 5, 9]
 T = 16  # of the packed rows: 7 + 1 + 5, and 9
 every_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
@@ -254,16 +266,21 @@ def test_remat_changes_no_gradient_and_saves_what_it_says(cfg, assert_close):
 @every_config
 def test_names_say_the_axes_and_every_axis_has_a_rule(cfg):
   specs = jax.tree_util.tree_leaves_with_path(decoder.param_specs(cfg), is_leaf=decoder.is_spec)
-  letters = dict(
-    D=cfg.d_model, N=cfg.num_heads, K=cfg.num_kv_heads, H=cfg.head_dim, F=cfg.d_ff, V=cfg.vocab_size
-  )
+  stacks = {kind.stack: kind for kind in kinds.kinds(cfg)}
   assert len(specs) > 8
   for path, s in specs:
     names = [k.key for k in path]
     suffix = re.search(r"(?:_([A-Z]+))?$", names[-1])[1] or ""
-    stacked = names[0] == "blocks"
+    stacked = names[0] in stacks
+    of, L = (
+      (stacks[names[0]].cfg, len(stacks[names[0]].layers)) if stacked else (cfg, cfg.num_layers)
+    )
+    letters = dict(
+      D=of.d_model, N=of.num_heads, K=of.num_kv_heads, H=of.head_dim, F=of.d_ff, V=of.vocab_size,
+      P=of.layer_input_dim, L=L,
+    )  # fmt: skip
     assert len(suffix) + stacked == len(s.shape) == len(s.axes), (names, s)
-    assert s.shape == (*([cfg.num_layers] * stacked), *(letters[x] for x in suffix)), (names, s)
+    assert s.shape == (*([L] * stacked), *(letters[x] for x in suffix)), (names, s)
     assert (s.axes[0] == "layers") == stacked
     assert set(s.axes) <= set(mesh.RULES), (names, s.axes)
     mesh.spec(s.axes)

@@ -24,3 +24,25 @@ def test_weights_in_matmuls_times_tokens_and_pairs_that_attention_sees(tied, vec
   weights = 3 * (64 + 32 + 32 + 64 + 96 * (3 if gated else 2)) + 10 * 8
   pairs = 3 * (5**2 + 7**2)
   assert step_flops(cfg, [5, 7]) == 6 * weights * 12 + 6 * 2 * 4 * pairs
+
+
+def test_layers_of_several_shapes():
+  """One local layer, one global, and one of each that borrows keys and values; their table is looked up."""
+  cfg = DecoderConfig(
+    family="gemma4_text",
+    **SIZES | {"num_layers": 4},
+    windows=(2, 0, 2, 0),
+    layer_scalar=True,
+    layer_input_dim=3,
+    global_head_dim=6,
+    global_kv_heads=2,
+    global_keys_as_values=True,
+    num_borrowing=2,
+    borrowing_d_ff=20,
+  )
+  local, of_global = (64 + 32 + 32 + 64), (96 + 96 + 96)  # global: no v
+  mlps, borrowed = 2 * 3 * 8 * 12 + 2 * 3 * 8 * 20, (64 + 64) + (96 + 96)
+  inputs = 8 * 4 * 3 + 4 * 2 * 8 * 3
+  weights = local + of_global + borrowed + mlps + inputs + 10 * 8
+  attention = 2 * 2 * (4 * (25 - 9 + 49 - 25) + 6 * (25 + 49))
+  assert step_flops(cfg, [5, 7]) == 6 * weights * 12 + 6 * attention

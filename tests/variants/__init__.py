@@ -1,6 +1,18 @@
 """What varies between the tiny models of tests/families.py: three or more per family."""
 
-from tests.variants import apertus, bloom, cohere, gemma, llama, mistral, mixtral, olmo, phi, qwen
+from tests.variants import (
+  apertus,
+  bloom,
+  cohere,
+  gemma,
+  gemma4,
+  llama,
+  mistral,
+  mixtral,
+  olmo,
+  phi,
+  qwen,
+)
 
 VARIANTS = {
   **bloom.VARIANTS,
@@ -9,6 +21,7 @@ VARIANTS = {
   **mixtral.VARIANTS,
   **qwen.VARIANTS,
   **gemma.VARIANTS,
+  **gemma4.VARIANTS,
   **cohere.VARIANTS,
   **phi.VARIANTS,
   **olmo.VARIANTS,

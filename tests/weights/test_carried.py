@@ -236,8 +236,6 @@ def test_released_configs_mean_what_transformers_reads_in_them(size):
     ({"text_config": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping = 30.0"),
     ({"text_config": {"model_type": "gemma2"}}, "a text_config of 'gemma2'"),
     ({"text_config": {"use_bidirectional_attention": True}}, "use_bidirectional_attention"),
-    # Layers of several shapes, keys and values of other layers, embeddings of each layer.
-    ({"model_type": "gemma4"}, "model_type 'gemma4'"),
     ({"model_type": "gemma3n"}, "model_type 'gemma3n'"),
   ],
 )

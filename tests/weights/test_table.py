@@ -109,6 +109,15 @@ def config(**changes):
 ALL = dict(tied=False, qk_norm=True, attn_bias=True, out_bias=True, mlp_bias=True)
 
 
+GEMMA4 = dict(layer_scalar=True, layer_input_dim=3)
+SHAPES = GEMMA4 | dict(
+  num_layers=7,
+  windows=(3, 0, 3, 0, 3, 3, 0),
+  global_head_dim=5,
+  global_kv_heads=2,
+  num_borrowing=3,
+  borrowing_d_ff=8,
+)
 # Of each family with rows of its own, what makes it use them all.
 FAMILIES = {
   "apertus": dict(activation="xielu"),
@@ -123,6 +132,8 @@ FAMILIES = {
     num_kv_heads=2,
   ),
   "cohere": dict(norm="layer", qk_norm=True, qk_norm_per_head=True),
+  "gemma4": GEMMA4,
+  "gemma4_text": GEMMA4,
   "mixtral": dict(num_experts=3, experts_per_token=1),
   "phi3": dict(tied=False),
   "qwen3_moe": dict(num_experts=3, experts_per_token=1),
@@ -140,7 +151,7 @@ def test_every_row_is_used_and_every_value_has_one_place():
   configs = {family: config(family=family, **changes) for family, changes in FAMILIES.items()}
   for family, cfg in configs.items():
     assert {ours for ours, _, _ in own[family]} <= {row.ours for row in table.rows(cfg)}
-  for cfg in [*common, *configs.values()]:
+  for cfg in [*common, *configs.values(), config(family="gemma4_text", **SHAPES)]:
     tensors = table.tensors_of(cfg)
     assert set(tensors) == {name for row in table.rows(cfg) for name in row.names()}
     assert sum(math.prod(tensor.shape) for tensor in tensors.values()) == count_params(cfg)
@@ -153,7 +164,8 @@ def test_a_parameter_without_a_row_is_an_error(monkeypatch):
 
 
 def test_tensors_come_in_the_order_of_a_forward_pass():
-  found = list(table.tensors_of(config(tied=False)))
-  assert found[0] == names.EMBEDDING and found[-2:] == ["model.norm.weight", names.HEAD]
-  layers = [int(name.split(".")[2]) for name in found if ".layers." in name]
-  assert layers == sorted(layers)
+  for cfg in (config(tied=False), config(family="gemma4_text", tied=False, **SHAPES)):
+    found = list(table.tensors_of(cfg))
+    assert found[0] == names.EMBEDDING and found[-2:] == ["model.norm.weight", names.HEAD]
+    layers = [int(name.split(".")[2]) for name in found if ".layers." in name]
+    assert layers == sorted(layers) and set(layers) == set(range(cfg.num_layers))

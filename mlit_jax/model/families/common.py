@@ -14,6 +14,7 @@ SCALINGS = ("default", "linear", "llama3", "yarn")
 ROPE_KEYS = {
   "default": set(),
   "linear": {"factor"},
+  "proportional": {"factor"},
   # transformers scales beyond max_position_embeddings, whatever the original length says.
   "dynamic": {"factor", "original_max_position_embeddings"},
   "yarn": {
