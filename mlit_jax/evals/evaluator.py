@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlit_jax.data.evalset import EvalSet
+from mlit_jax.data.hashing import stable_hash
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.detect import LanguageDetector
 from mlit_jax.evals import likelihood, summary
@@ -87,6 +88,8 @@ class Evaluator:
       params,
       [q.tokens for q in s.questions],
       stop_ids=self.tokenizer.stop_ids,
+      # The example's own number: its answer does not depend on which others are evaluated.
+      ids=[stable_hash(q.lang, q.example_id) for q in s.questions],
       **self.sampling,
     )
     return [

@@ -144,8 +144,6 @@ def apply_cached(
   seen_BT = jnp.maximum(positions_BT, 0)
   ropes, growth_BT = rope.tables(cfg, seen_BT), rope.query_growth(cfg, seen_BT)
   graph, structure = _block_graph(cfg)
-  rows_BT = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
-  write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
   slots_BS = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
   one_BT, one_BS = jnp.ones((B, T), jnp.int32), jnp.ones((B, slots), jnp.int32)
 
@@ -154,17 +152,38 @@ def apply_cached(
     block = _bind(graph, structure, weights)
     h_BTD = block.read(x_BTD)
     q_BTNH, k_BTKH, v_BTKH = block.attn.qkv(h_BTD, rope.pick(ropes, kind), growth_BT)
-    k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
-    v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
+    new = k_BTKH.astype(k_BSKH.dtype), v_BTKH.astype(v_BSKH.dtype)
+    k_BSKH = _beside(k_BSKH, new[0], positions_BT).astype(dtype)
+    v_BSKH = _beside(v_BSKH, new[1], positions_BT).astype(dtype)
     mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
     distance_BTS = attention.distance(positions_BT, slots_BS) if cfg.alibi else None
-    o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS, distance_BTS)
-    return block.add(x_BTD, h_BTD, o_BTD)[0], (k_BSKH, v_BSKH)
+    o_BTD = block.attn(q_BTNH, k_BSKH, v_BSKH, mask_BTS, distance_BTS)
+    return block.add(x_BTD, h_BTD, o_BTD)[0], new
 
-  x_BTD, (k, v) = jax.lax.scan(
+  # Layers hand out the new keys and values alone: the cache is written once, in place, not copied layer
+  # by layer through the scan.
+  x_BTD, new = jax.lax.scan(
     layer, x_BTD, (params["blocks"], *_kinds(cfg), cache.k_LBSKH, cache.v_LBSKH)
   )
-  return unembed(params, cfg, x_BTD), Cache(k, v)
+  cache = Cache(*(_write(old, x, positions_BT) for old, x in zip(cache, new, strict=True)))
+  return unembed(params, cfg, x_BTD), cache
+
+
+def _beside(old_BSKH, new_BTKH, positions_BT) -> jax.Array:
+  """One layer's past with the new tokens in it. Of one token by a choice, which fuses; a scatter does not."""
+  if positions_BT.shape[1] > 1:
+    return _write(old_BSKH[None], new_BTKH[None], positions_BT)[0]
+  slots = jnp.arange(old_BSKH.shape[1])
+  here_BS = slots[None] == positions_BT
+  return jnp.where(here_BS[:, :, None, None], new_BTKH, old_BSKH)
+
+
+def _write(old_LBSKH, new_LBTKH, positions_BT) -> jax.Array:
+  """The cache with the new tokens in it."""
+  slots = old_LBSKH.shape[2]
+  rows_BT = jnp.broadcast_to(jnp.arange(len(positions_BT))[:, None], positions_BT.shape)
+  write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
+  return old_LBSKH.at[:, rows_BT, write_BT].set(new_LBTKH, mode="drop")
 
 
 def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:

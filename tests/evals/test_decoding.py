@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlit_jax.errors import UserError
-from mlit_jax.evals.decoding import Completion, Generator, _keep_nucleus
+from mlit_jax.evals.decoding import Completion, Generator
 from mlit_jax.mesh import make_mesh, param_shardings
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
@@ -153,14 +153,6 @@ def test_samples_follow_the_distribution():
   assert np.abs(found_V - wanted_V).max() < 0.05
 
 
-def test_nucleus_by_hand():
-  logits_BV = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]]))
-  kept = {p: np.isfinite(_keep_nucleus(logits_BV, p)).tolist() for p in (0.05, 0.6, 0.8)}
-  assert kept[0.05] == [[False, True, False, False], [True, False, False, False]]
-  assert kept[0.6] == [[False, True, False, True], [True, False, False, False]]
-  assert kept[0.8] == [[False, True, True, True], [True, False, False, False]]
-
-
 def test_a_narrow_nucleus_is_greedy():
   params, generator = make_params(PLAIN), make_generator(PLAIN)
   greedy = generator.generate(params, PROMPTS, stop_ids=NEVER)
@@ -185,14 +177,14 @@ def test_bfloat16_casts_once_and_streams_the_same():
   (answer,) = generator.generate(params, [PROMPTS[2]], stop_ids=NEVER)
   assert list(generator.stream(params, PROMPTS[2], stop_ids=NEVER)) == answer.tokens
   assert params["embed"]["table_VD"].dtype == jnp.float32
-  cached = generator._cast(params)
+  cached = generator.programs.cast(params)
   assert cached["embed"]["table_VD"].dtype == jnp.bfloat16
   assert cached["final_norm"]["scale_D"].dtype == jnp.float32
 
 
 def test_a_norms_bias_stays_float32_and_other_biases_do_not():
   cfg = dataclasses.replace(PLAIN, norm="layer", norm_bias=True, attn_bias=True)
-  cached = make_generator(cfg, dtype=jnp.bfloat16)._cast(make_params(cfg))
+  cached = make_generator(cfg, dtype=jnp.bfloat16).programs.cast(make_params(cfg))
   assert cached["final_norm"]["bias_D"].dtype == jnp.float32
   assert cached["blocks"]["attn"]["q_bias_NH"].dtype == jnp.bfloat16
 
@@ -203,10 +195,8 @@ def test_one_compilation_for_each_bucket():
     generator.generate(
       params, PROMPTS[:n], seed=seed, temperature=0.5 + seed, top_p=0.9, stop_ids=(1,)
     )
-  assert generator._generate._cache_size() == 2
-  for prompt in PROMPTS[:2]:
-    list(generator.stream(params, prompt, stop_ids=(1,), temperature=0.5))
-  assert generator._step._cache_size() == 1
+  assert generator.programs.prefill._cache_size() == 2
+  assert generator.programs.advance._cache_size() == 1
 
 
 def test_prompts_that_cannot_be_answered_are_named():
