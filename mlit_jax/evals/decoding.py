@@ -24,6 +24,8 @@ from mlit_jax.model.config import DecoderConfig
 
 # The smallest cache: below it the work saved is less than what another compilation costs.
 FEWEST_SLOTS = 128
+# Room for so many steps is made at least; with it used up, the host looks again.
+FEWEST_STEPS = 8
 # With stop strings the host looks more often: a row goes on until then.
 STEPS_WITH_TEXTS = 8
 # Prompts are read an eighth of all rows at a time; a quarter of them does for the last answers, where
@@ -174,10 +176,10 @@ class Generator:
     )
 
   def slots(self, needed: int) -> int:
-    """A power of two, or what the longest prompt and answer of all need."""
+    """A power of two or one and a half of it, or what the longest prompt and answer of all need."""
     slots = FEWEST_SLOTS
     while slots < needed:
-      slots *= 2
+      slots = slots * 3 // 2 if slots & (slots - 1) == 0 else slots * 4 // 3
     most = -(-(self.prompt_buckets[-1] + self.max_new_tokens) // FEWEST_SLOTS) * FEWEST_SLOTS
     return min(slots, most, self.limit or most)
 
@@ -253,6 +255,7 @@ class _Table:
       self._read_in()
       # Rounded down to zero for rows without a job: they have ended from the start.
       rows_B6 = np.array([job.row() if job else [0] * 6 for job in self.jobs], np.int64)
+      steps = min(steps, self.slots - max(job.position for job in jobs))
       wake = self._worth(num_waiting) if num_waiting else len(self.jobs)
       said_MB, self.cache = self.programs.advance(
         self.params,
@@ -279,7 +282,7 @@ class _Table:
   def _fit(self, jobs, num_waiting: int) -> None:
     """The cache at the size that the next steps need."""
     g = self.generator
-    slots = g.slots(max(job.position + min(MOST_STEPS, job.left) for job in jobs))
+    slots = g.slots(max(job.position + min(FEWEST_STEPS, job.left) for job in jobs))
     few = g._table_rows(len(jobs) + num_waiting)
     if self.cache is not None and few >= len(self.jobs) and slots == self.slots:
       return
