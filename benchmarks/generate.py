@@ -53,7 +53,9 @@ def main():
     write_inputs(Path(folder), args.size, args.prompts)
     sides = {side: child(side, folder, args.cores) for side in ("torch", "ours")}
     for case in ("mixed", "equal"):
-      report(case, [{s: ask(p, case) for s, p in sides.items()} for _ in range(args.rounds + 1)][1:])
+      report(
+        case, [{s: ask(p, case) for s, p in sides.items()} for _ in range(args.rounds + 1)][1:]
+      )
     for process in sides.values():
       process.stdin.close()
       process.wait()
@@ -63,11 +65,15 @@ def report(case: str, rounds: list[dict]) -> None:
   for r in rounds:
     same = np.mean([a == b for a, b in zip(r["ours"]["tokens"], r["torch"]["tokens"], strict=True)])
   num = sum(map(len, rounds[0]["ours"]["tokens"]))
-  print(f"{case}: {num} tokens in {len(rounds[0]['ours']['tokens'])} answers, {same:.1%} of them equal")
+  print(
+    f"{case}: {num} tokens in {len(rounds[0]['ours']['tokens'])} answers, {same:.1%} of them equal"
+  )
   for unit in ("seconds", "cpu"):
     for side in ("torch", "ours"):
       values = [r[side][unit] for r in rounds]
-      print(f"  {side:5} {unit:7} {np.median(values):7.2f} ({min(values):.2f} to {max(values):.2f})")
+      print(
+        f"  {side:5} {unit:7} {np.median(values):7.2f} ({min(values):.2f} to {max(values):.2f})"
+      )
     ratios = [r["torch"][unit] / r["ours"][unit] for r in rounds]
     print(f"  ratio {unit:7} {np.median(ratios):7.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
   "runtime": {"errors"},
   "config": {"errors"},
   "detect": {"errors"},
+  "conversation": {"errors"},
   "data": {"batch", "detect", "errors"},
   "model": {"batch", "routing", "mesh", "errors"},
   "weights": {"model", "mesh", "errors"},

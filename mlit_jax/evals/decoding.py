@@ -31,7 +31,9 @@ STEPS_WITH_TEXTS = 8
 # Prompts are read an eighth of all rows at a time; a quarter of them does for the last answers, where
 # that is worth another compilation.
 PREFILL_PART, LAST_PART, WORTH_SHRINKING = 8, 4, 16
-NO_STOP = -1  # fills up stop ids to a multiple of STOP_IDS, so that their number compiles nothing anew
+NO_STOP = (
+  -1
+)  # fills up stop ids to a multiple of STOP_IDS, so that their number compiles nothing anew
 STOP_IDS = 8
 
 

@@ -56,7 +56,7 @@ def test_growing_text_shows_whole_characters_and_holds_back_what_may_be_a_stop_s
 
 def test_growing_text_shows_the_rest_when_no_stop_string_came():
   growing = GrowingText(decode, ["\n\nQ"])
-  shown = "".join(growing.add(t) for t in "ab\n\n".encode())
+  shown = "".join(growing.add(t) for t in b"ab\n\n")
   assert (shown, growing.rest(), growing.shown) == ("ab", "\n\n", "ab\n\n")
   growing = GrowingText(decode)
   assert growing.add(0xE4) == "" and growing.rest() == "\ufffd"  # half a character, and no more
