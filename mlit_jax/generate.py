@@ -85,9 +85,10 @@ def run(args) -> None:
   model = open_model(args.model, whole_mesh(), terminal)
   if args.prompts:
     answers = answer(model, rows, args, terminal)
-    lines = [json.dumps(a, ensure_ascii=False) for a in answers]
-    runtime.write_atomic(Path(args.out), "\n".join(lines) + "\n")
-    print(f"{len(answers)} answers in {args.out}")
+    if runtime.is_main():
+      lines = [json.dumps(a, ensure_ascii=False) for a in answers]
+      runtime.write_atomic(Path(args.out), "\n".join(lines) + "\n")
+      print(f"{len(answers)} answers in {args.out}")
   elif args.prompt:
     for piece in stream(model, _history(args, args.prompt), args):
       print(piece, end="", flush=True)

@@ -144,7 +144,7 @@ class Generator:
   ) -> Iterator[int]:
     """The tokens that generate(params, [prompt], ...) gives, each as soon as it is known."""
     sampling = Sampling(temperature, top_p, top_k, min_p, seed)
-    (job,) = self._jobs([prompt], None, None)
+    (job,) = self._jobs([prompt], None, None, ["the prompt"])
     table = _Table(self, params, stop_ids, sampling, self.shards)
     table.fill(collections.deque([job]))
     while job.left:
@@ -152,7 +152,7 @@ class Generator:
       if not job.stopped:
         yield job.tokens[-1]
 
-  def _jobs(self, prompts, ids, max_new_tokens) -> list[_Job]:
+  def _jobs(self, prompts, ids, max_new_tokens, names=None) -> list[_Job]:
     ids = range(len(prompts)) if ids is None else ids
     limits = [self.max_new_tokens] * len(prompts) if max_new_tokens is None else max_new_tokens
     wrong = [n for n in limits if not 1 <= n <= self.max_new_tokens]
@@ -160,8 +160,7 @@ class Generator:
       raise UserError(f"max_new_tokens is {wrong[0]}; it must be 1 to {self.max_new_tokens}.")
     out = []
     for i, (prompt, number, limit) in enumerate(zip(prompts, ids, limits, strict=True)):
-      name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
-      bucket = self._bucket(prompt, name)
+      bucket = self._bucket(prompt, names[i] if names else f"prompt {i}")
       rope.check_slots(self.cfg, len(prompt) + limit - 1)
       out.append(_Job(i, list(prompt), int(number), limit, bucket))
     return out
