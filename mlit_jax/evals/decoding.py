@@ -22,7 +22,7 @@ from mlit_jax.evals.sampling import Sampling, words_of
 from mlit_jax.model import rope
 from mlit_jax.model.config import DecoderConfig
 
-# The smallest cache: below it the work saved is less than what another compilation costs.
+# The smallest cache: short prompts and answers get by with one compilation.
 FEWEST_SLOTS = 128
 # Room for so many steps is made at least; with it used up, the host looks again.
 FEWEST_STEPS = 8
