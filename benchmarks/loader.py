@@ -72,6 +72,7 @@ def cached_examples(folder: Path, *, examples: int, max_length: int) -> Encoded:
   for name, dtype in cache.FILES.items():
     np.ascontiguousarray(arrays.get(name, zeros), dtype).tofile(folder / f"{name}.bin")
   tables = {"rows_read": {}, "dropped": {}, "flagged": {}, "fingerprint": "benchmark"}
+  tables |= {"language_judged": {}, "language_judged_every": 0}
   tables |= {"languages": LANGUAGES, "sources": ["rows"], "files": ["rows"]}
   cache.write_meta(folder, tables)
   return cache.load(folder)

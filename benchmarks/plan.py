@@ -64,6 +64,8 @@ def made_up(examples: int, languages: int) -> Encoded:
     rows_read={},
     dropped={},
     flagged={},
+    language_judged={},
+    language_judged_every=0,
     fingerprint="made up",
   )
 

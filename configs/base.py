@@ -71,14 +71,18 @@ def get_config():
   o.eps = 1e-8
   o.gradient_clip_norm = 1.0  # global norm; 0 clips nothing
 
-  c.eval = e = ConfigDict(convert_dict=False)
+  c.eval = e = ConfigDict(convert_dict=False, type_safe=False)  # suites may be a list
   e.sets = {}  # {"heldout": {language: [files]} or [files]}
+  e.suites = ()  # suites besides: "belebele:PATH", "mine.py", ...; see docs/suites.md
+  e.suite_items = 0  # of a suite, per language; 0: all
   e.every_steps = 0  # 0: only before the first and after the last step
   e.at_start = True
+  e.patience = 0  # end the run after so many evaluations without a better checkpoint.best; 0: never
   e.generate_rows = 8  # per language and set: answers written and judged; 0: loss only
   e.max_new_tokens = 64  # of such an answer
   e.temperature = 0.0  # 0 is greedy
   e.top_p = 1.0
+  e.lid = ""  # tells the language of an answer: "" (lingua), or a fastText .bin or .ftz file
 
   c.checkpoint = k = ConfigDict(convert_dict=False)
   k.every_steps = 100  # evaluated steps (if keep_best) and the last one are saved too
@@ -92,8 +96,10 @@ def get_config():
   s.expert = 1  # experts and batch are split so many times; without experts the batch alone
   s.tensor = 1  # heads, MLP and vocabulary are split so many times
 
-  c.log = g = ConfigDict(convert_dict=False)
+  c.log = g = ConfigDict(convert_dict=False, type_safe=False)  # trackers may be a list
   g.every_steps = 10
+  g.trackers = ()  # besides TensorBoard: "wandb", "trackio"
+  g.batches = False  # a line for each row of each step: its examples, and a digest of what was fed
   g.peak_tflops = 0.0  # of one device in m.dtype, for train/mfu; 0: known devices only
 
   return c.lock()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
+from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, image_token, text_config
+from mlit_jax.training.trackers import check_trackers
 
 ANY = math.inf
 # Key -> (least, below): what a number may be.
@@ -42,6 +45,8 @@ RANGES = {
   "optimizer.gradient_clip_norm": (0, ANY),
   "eval.every_steps": (0, ANY),
   "eval.generate_rows": (0, ANY),
+  "eval.patience": (0, ANY),
+  "eval.suite_items": (0, ANY),
   "eval.max_new_tokens": (1, ANY),
   "eval.temperature": (0, ANY),
   "checkpoint.every_steps": (0, ANY),
@@ -89,6 +94,12 @@ def check_config(c) -> None:
   ):
     if values[key] not in allowed:
       raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
+  check_trackers(c.log.trackers)
+  if c.eval.patience and not (c.eval.every_steps and (c.eval.sets or c.eval.suites)):
+    raise UserError(
+      f"eval.patience is {c.eval.patience}, but nothing is evaluated on the way; set eval.sets (or eval.suites) and "
+      "eval.every_steps, or eval.patience = 0"
+    )
   for name in c.eval.sets:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
       raise UserError(
@@ -107,6 +118,15 @@ def check_mesh(c, mesh) -> None:
     raise UserError(
       f"batch.rows {c.batch.rows} / batch.microbatches {c.batch.microbatches} is not a multiple of the "
       f"{shards} shards of the batch (mesh.data * mesh.fsdp * mesh.expert); change one of them"
+    )
+
+
+def check_set_names(names: Iterable[str]) -> None:
+  """Each set and suite writes a file, and names metrics: two of one name would write over each other."""
+  twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)
+  if twice:
+    raise UserError(
+      f"two evaluation sets or suites are named {', '.join(twice)}; each needs a name of its own"
     )
 
 
@@ -145,14 +165,20 @@ def check_images(encoded: Encoded, hf_config: dict) -> None:
     )
 
 
-def check_best(metric: str, sets: list[EvalSet]) -> None:
+def check_best(metric: str, sets: Sequence[EvalSet], suites: Sequence[Suite] = ()) -> None:
   """Whether the evaluations will have the figure that `checkpoint.best` goes by."""
   known = [
     f"{s.name}/{lang}/{name}"
     for s in sets
     for lang in (*s.encoded.languages, MEAN, WORST)
     for name in summary.METRICS
-    if s.questions or name in LOWER_IS_BETTER
+    if (s.questions or name in LOWER_IS_BETTER) and name not in summary.CONDITIONAL
+  ]
+  known += [
+    f"{s.name}/{lang}/{name}"
+    for s in suites
+    for lang in (*sorted({item.lang for item in s.items}), MEAN, WORST)
+    for name in metric_names(s)
   ]
   if metric and metric not in known:
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0)

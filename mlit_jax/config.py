@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mlit_jax.errors import UserError
 
 # Keys that hold something else by default, or a list instead.
-MAY_BE_LIST = ("data.train", "data.mixture", "data.detect_language")
+MAY_BE_LIST = ("data.train", "data.mixture", "data.detect_language", "eval.suites", "log.trackers")
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -9,13 +9,21 @@ import numpy as np
 from mlit_jax import mesh as meshes
 from mlit_jax import runtime
 from mlit_jax.checks import check_best
+from mlit_jax.config import nested
 from mlit_jax.data import ledger as ledgers
 from mlit_jax.data.loader import load_batches
 from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
+from mlit_jax.evals.suites.suite import metric_names
 from mlit_jax.model import decoder
-from mlit_jax.training import card, flops, report, workdir
-from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower
+from mlit_jax.training import card, flops, report, trackers, workdir
+from mlit_jax.training.batch_log import BatchLog
+from mlit_jax.training.checkpoint import (
+  Checkpoints,
+  abstract_like,
+  prefers_lower,
+  rounds_since_best,
+)
 from mlit_jax.training.loop import Run, train
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from mlit_jax.training.step import State, make_train_step, state_shardings
@@ -25,7 +33,7 @@ from mlit_jax.weights import load
 class Job:
   """One training job: the parts of the run, put together for the loop."""
 
-  def __init__(self, c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal):
+  def __init__(self, c, root, cfg, mesh, tokenizer, encoded, plan, sets, suites, ledger, terminal):
     self.c, self.root, self.cfg, self.mesh, self.terminal = c, root, cfg, mesh, terminal
     self.tokenizer, self.encoded, self.plan, self.ledger = tokenizer, encoded, plan, ledger
     self.dtype = jnp.dtype(c.model.dtype)
@@ -37,8 +45,8 @@ class Job:
     self.shapes = decoder.param_shapes(cfg)
     self.param_shardings = meshes.param_shardings(self.specs, mesh)
     self.shardings = state_shardings(self.optimizer, self.param_shardings, self.shapes, mesh)
-    self.best_metric = c.checkpoint.best or (f"{sets[0].name}/mean/loss" if sets else "")
-    check_best(self.best_metric, sets)
+    self.best_metric = c.checkpoint.best or default_best(sets, suites)
+    check_best(self.best_metric, sets, suites)
     self.evaluator = Evaluator(
       cfg,
       mesh,
@@ -51,6 +59,10 @@ class Job:
       seed=c.seed,
       dtype=self.dtype,
       languages=plan.languages,
+      suites=suites,
+      max_length=c.batch.max_length,
+      lid=c.eval.lid,
+      lid_key="eval.lid",
     )
 
   def run(self, base) -> None:
@@ -66,6 +78,7 @@ class Job:
       self.checkpoints = checkpoints
       state, trained = self.restore_or_begin(base)
       first = int(state.step)
+      self.trackers = self.open_trackers(first)
       self.log_parameters()
       if self.is_evaluation_due(first):
         self.evaluate(first, state.params)
@@ -98,7 +111,9 @@ class Job:
         peak_flops=flops.peak_flops(c.log.peak_tflops),
         evaluate=self.evaluate,
         save=self.save,
-        log=lambda step, event: workdir.log(self.root, step, event),
+        has_stalled=self.has_stalled,
+        log=self.log,
+        note=BatchLog(self.root, first, self.places).note if c.log.batches else None,
         terminal=terminal,
         trained=trained,
         eval_every=c.eval.every_steps,
@@ -106,10 +121,13 @@ class Job:
         log_every=c.log.every_steps,
       )
       state = train(loop, state)
-      if checkpoints.latest() != plan.steps:
-        self.save(state, trained, self.evaluate(plan.steps, state.params))
+      done = int(state.step)
+      if checkpoints.latest() != done:
+        evaluated = runtime.main_says(workdir.was_evaluated(self.root, done))
+        self.save(state, trained, None if evaluated else self.evaluate(done, state.params))
       checkpoints.wait()
-    self.finish(trained)
+    self.finish(trained, done)
+    self.trackers.close()
 
   def restore_or_begin(self, base) -> tuple[State, dict]:
     """The newest checkpoint of this run, or its first state; and what was trained on so far."""
@@ -149,7 +167,7 @@ class Job:
 
   def evaluate(self, step: int, params) -> float | None:
     """All sets and languages at this step: files, events and lines; returns the metric for `best`."""
-    if not self.evaluator.sets:
+    if not (self.evaluator.sets or self.evaluator.suites):
       return None
     figures, records = self.evaluator.run(params)
     flat = summary.flatten(figures)
@@ -160,7 +178,7 @@ class Job:
       )
     if step in self.checkpoints.steps():  # saved on a signal, before this evaluation
       self.checkpoints.add_metric(step, metric)
-    workdir.log(self.root, step, flat)  # last: by this event a restart knows that all is written
+    self.log(step, flat)  # last: by this event a restart knows that all is written
     for name, by_lang in figures.items():
       self.terminal.line(card.eval_line(step, self.plan.steps, name, by_lang))
     return metric
@@ -168,6 +186,27 @@ class Job:
   def save(self, state: State, trained: dict, metric: float | None) -> None:
     meta = {"step": int(state.step), "plan": self.plan.hash, "trained": trained}
     self.checkpoints.save(state, meta, metric)
+
+  def open_trackers(self, first: int) -> trackers.Trackers:
+    """Those of the first process; the others have none."""
+    if not runtime.is_main():
+      return trackers.Trackers({}, self.terminal.line)
+    return trackers.open_trackers(
+      self.root,
+      self.c.log.trackers,
+      first_step=first,
+      config=nested(self.c),
+      say=self.terminal.warning,
+    )
+
+  def log(self, step: int, event: dict) -> None:
+    """One event, into metrics.jsonl and to all trackers."""
+    workdir.log(self.root, step, event)
+    self.trackers.log(step, event)
+
+  def places(self, step: int) -> list[list[str]]:
+    """Where the examples of each row of a step come from."""
+    return [[self.encoded.place(i) for i in row] for row in self.plan.rows(step)]
 
   def log_parameters(self) -> None:
     """One line per parameter into parameters.txt: path, shape, where it lies."""
@@ -180,13 +219,35 @@ class Job:
       + f", {self.plan.steps} steps of {self.c.batch.rows} x {self.c.batch.max_length} tokens"
     )
 
-  def finish(self, trained: dict) -> None:
-    """The ledger with both columns, the card, and what to do next."""
-    ledger = ledgers.with_trained(self.ledger, trained)
+  def has_stalled(self, step: int) -> bool:
+    """Whether the best metric has not got better for `eval.patience` evaluations, and say so."""
+    patience = self.c.eval.patience
+    if not patience:
+      return False
+    values = workdir.measured(self.root, f"eval/{self.best_metric}", step)
+    since = rounds_since_best(
+      list(values.values()), lower_is_better=prefers_lower(self.best_metric)
+    )
+    stalled = runtime.main_says(len(values) > patience and since >= patience)
+    if stalled:
+      self.terminal.line(
+        f"ends at step {step} of {self.plan.steps}: {self.best_metric} has not got better for {patience} "
+        "evaluations (eval.patience)"
+      )
+    return stalled
+
+  def finish(self, trained: dict, done: int) -> None:
+    """The ledger with both columns, the card, and what to do next; `done` steps were trained."""
+    due = None
+    if done < self.plan.steps:
+      due = ledgers.planned_sums(self.encoded, self.plan, done)
+    ledger = ledgers.with_trained(self.ledger, trained, due) | {"steps_done": done}
     workdir.keep_ledger(self.root, ledger)
     self.terminal.table(card.ledger_table(ledger))
+    for line in card.judged_line(ledger):
+      self.terminal.line(line)
     before = workdir.read_evaluation(self.root, 0)
-    last = workdir.read_evaluation(self.root, self.plan.steps)
+    last = workdir.read_evaluation(self.root, done)
     for name in last:
       self.terminal.table(summary.table(last, name))
     if runtime.is_main():
@@ -198,3 +259,10 @@ class Job:
     self.terminal.line(
       f"export  python -m mlit_jax.export --workdir {self.root} --out {self.root}/export"
     )
+
+
+def default_best(sets, suites) -> str:
+  """What `checkpoint.best` goes by where the config does not say."""
+  if sets:
+    return f"{sets[0].name}/mean/loss"
+  return f"{suites[0].name}/mean/{metric_names(suites[0])[0]}" if suites else ""

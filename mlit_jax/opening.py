@@ -30,6 +30,8 @@ from mlit_jax.data.rows import Conversation, read_sources
 from mlit_jax.data.sources import open_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
+from mlit_jax.evals.suites.opening import open_suite
+from mlit_jax.evals.suites.suite import Suite, as_rows
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, from_hf, text_config
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower, resolve_step
@@ -131,13 +133,16 @@ class Data:
   encoded: Encoded
   plan: Plan
   sets: list[EvalSet]
+  suites: list[Suite]
   ledger: dict
 
 
 def open_rows(c, tokenizer, root: Path, terminal) -> Data:
   """The rows that the config names: read, tokenised, planned, and checked as far as no model is needed."""
   eval_rows = read_eval_sets(c)
-  held_out = itertools.chain.from_iterable(eval_rows.values())
+  suites = [open_suite(spec).only(set(), c.eval.suite_items) for spec in c.eval.suites]
+  checks.check_set_names([*eval_rows, *(s.name for s in suites)])
+  held_out = itertools.chain(*eval_rows.values(), *map(as_rows, suites))
   encoded, plan, made_from = open_data(c, tokenizer, held_out, root, terminal)
   sets = open_eval_sets(c, eval_rows, tokenizer)
   for s in sets:
@@ -145,7 +150,7 @@ def open_rows(c, tokenizer, root: Path, terminal) -> Data:
   ledger = make_ledger(
     encoded, plan, mixture=nested(c)["data"]["mixture"], seed=c.seed, made_from=made_from
   )
-  return Data(encoded, plan, sets, ledger)
+  return Data(encoded, plan, sets, suites, ledger)
 
 
 def open_data(
@@ -270,7 +275,8 @@ def named_languages(files) -> list[str]:
 
 
 def _lower_is_better(config: dict) -> bool:
-  return prefers_lower(config["checkpoint"]["best"] or "loss")
+  default = "loss" if config["eval"]["sets"] else "accuracy"  # of suites, more is better
+  return prefers_lower(config["checkpoint"]["best"] or default)
 
 
 def _read_json(path: Path) -> dict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable
 from importlib.util import find_spec
 
@@ -35,15 +37,19 @@ tr.sum > * {{ border-top: 2px solid var(--muted); font-weight: 600; }} td small 
 """
 
 
-def html(title: str, sections: Iterable[str], style: str = "") -> str:
-  """The whole page; `style` comes after STYLE."""
+def html(title: str, sections: Iterable[str], style: str = "", script: str = "") -> str:
+  """The whole page; `style` comes after STYLE, and no other script than `script` may run."""
+  policy, tail = POLICY, ""
+  if script:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy, tail = f"{POLICY}; script-src 'sha256-{digest}'", f"<script>{script}</script>\n"
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+    f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style></head>\n<body>\n"
     + "\n".join(sections)
-    + "\n</body></html>\n"
+    + f"\n{tail}</body></html>\n"
   )
 
 

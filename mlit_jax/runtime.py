@@ -17,10 +17,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from mlit_jax.errors import UserError
 
 EXIT_USER, EXIT_FAULT, EXIT_STOPPED = 2, 1, 75
+LONGEST_WAIT_MS = 24 * 3600 * 1000  # for processes that are alive but not ready to begin
+MESSAGE_BYTES = 2048  # of an error that processes tell one another
 
 
 class Stopped(Exception):
@@ -99,6 +102,43 @@ def check_same(what: str, text: str) -> None:
       f"process {jax.process_index()} and processes {np.flatnonzero(differ).tolist()} differ in {what}. "
       "Give every process the same command, checkout and files."
     )
+
+
+@contextlib.contextmanager
+def together():
+  """Where one process cannot go on, none does, and each says why; all of them must come here.
+
+  Else the others would wait for it until the network gives up, half a minute on CPU, and end as if the
+  fault were ours.
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  failed = None
+  try:
+    yield
+  except Exception as e:
+    failed = e
+  said = _messages(failed)
+  if failed is not None:
+    raise failed
+  if said:
+    raise UserError("; ".join(f"process {i} cannot go on: {text}" for i, text in said.items()))
+
+
+def _messages(failed: Exception | None) -> dict[int, str]:
+  """{process: what went wrong there} of all processes where something did."""
+  text = ""
+  if failed is not None:
+    text = str(failed) if isinstance(failed, UserError) else f"{type(failed).__name__}: {failed}"
+  mine = np.zeros(MESSAGE_BYTES, np.uint8)
+  data = np.frombuffer(text.encode()[:MESSAGE_BYTES], np.uint8)
+  mine[: len(data)] = data
+  # Gloo gives up after 30 s, and one may have tokenised longer than that; the coordinator waits.
+  get_barrier_sync_fn()(key="mlit_jax together", timeout_ms=LONGEST_WAIT_MS)
+  rows = multihost_utils.process_allgather(mine)
+  texts = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+  return {i: text for i, text in enumerate(texts) if text}
 
 
 @contextlib.contextmanager

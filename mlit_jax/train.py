@@ -10,6 +10,7 @@ The same command again goes on where the run stopped. Exit codes: 0 done, 2 some
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -46,50 +47,59 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   runtime.start()
   terminal = console.Terminal(shown=runtime.is_main())
   root = Path(c.workdir)
-  with runtime.locked(root, exclusive=runtime.is_main()):
-    workdir.check_free(root, c)
-    base = source.read_source(c.model.path) if c.model.path else None
-    tokenizer = open_tokenizer(c, base.folder if base else None)
-    data = open_rows(c, tokenizer, root, terminal)
-    encoded, plan, sets, ledger = data.encoded, data.plan, data.sets, data.ledger
-    cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
-    checks.check_vocabulary(cfg, tokenizer)
-    if base:
-      for of_text in (encoded, *(s.encoded for s in sets)):
-        checks.check_images(of_text, base.config)
-      checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)
-      load.check_names(base.folder, cfg)
-    mesh = meshes.make_mesh(**c.mesh)
-    checks.check_mesh(c, mesh)
-    workdir.check_plan(root, ledger)
-    job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, ledger, terminal)
+  with contextlib.ExitStack() as stack:
+    with runtime.together():
+      stack.enter_context(runtime.locked(root, exclusive=runtime.is_main()))
+      base, job = prepare(c, root, terminal)
     runtime.check_same("config", json.dumps(nested(c), sort_keys=True))
-    runtime.check_same("the plan of their data", plan.hash)
+    runtime.check_same("the plan of their data", job.plan.hash)
     # All is checked that can be: from here on, files are written.
     workdir.forget_unbegun(root)
     workdir.write_config(root, c)
-    workdir.keep_ledger(root, ledger)
-    terminal.table(card.plan_table(ledger))
-    for line in card.plan_lines(ledger):
+    workdir.keep_ledger(root, job.ledger)
+    terminal.table(card.plan_table(job.ledger))
+    for line in card.plan_lines(job.ledger):
       terminal.line(line)
-    for line in card.left_out(sets):
+    for line in card.left_out(job.evaluator.sets):
       terminal.line(line)
-    for line in findings(encoded, measure(encoded, plan, tokenizer), ledger, tokenizer):
+    measured = measure(job.encoded, job.plan, job.tokenizer)
+    for line in findings(job.encoded, measured, job.ledger, job.tokenizer):
       terminal.warning(line)
-    workdir.keep_tokenizer(root, tokenizer)
+    workdir.keep_tokenizer(root, job.tokenizer)
     if base:
       if runtime.is_main():
         source.save_source_copy(base, root)
     else:
       hf = to_hf(
-        cfg,
+        job.cfg,
         max_length=c.batch.max_length,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
+        bos_id=job.tokenizer.bos_id,
+        eos_id=job.tokenizer.eos_id,
+        pad_id=job.tokenizer.pad_id,
       )
-      workdir.keep_base(root, hf, tokenizer)
+      workdir.keep_base(root, hf, job.tokenizer)
     job.run(base)
+
+
+def prepare(c, root: Path, terminal) -> tuple[source.ModelSource | None, Job]:
+  """The base model's files and the job, with everything checked that can be before a file is written."""
+  workdir.check_free(root, c)
+  base = source.read_source(c.model.path) if c.model.path else None
+  tokenizer = open_tokenizer(c, base.folder if base else None)
+  data = open_rows(c, tokenizer, root, terminal)
+  encoded, plan, sets = data.encoded, data.plan, data.sets
+  cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
+  checks.check_vocabulary(cfg, tokenizer)
+  if base:
+    for of_text in (encoded, *(s.encoded for s in sets)):
+      checks.check_images(of_text, base.config)
+    checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)
+    load.check_names(base.folder, cfg)
+  mesh = meshes.make_mesh(**c.mesh)
+  checks.check_mesh(c, mesh)
+  workdir.check_plan(root, data.ledger)
+  job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, data.suites, data.ledger, terminal)
+  return base, job
 
 
 if __name__ == "__main__":

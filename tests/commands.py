@@ -10,9 +10,13 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+import time
 from unittest import mock
+
+from mlit_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = {"en": 16, "sw": 4, "zh": 4}
@@ -78,6 +82,18 @@ def here(module, *args) -> tuple[int, str, str]:
   return code, out.getvalue(), err.getvalue()
 
 
+def begun(config, workdir) -> pathlib.Path:
+  """The workdir of a run that has trained and was stopped, as its files say; nothing is computed for it."""
+  from mlit_jax import train
+
+  with mock.patch.object(train.Job, "run", side_effect=UserError("far enough")):
+    code, _, err = here(train, "--config", config, "--workdir", workdir)
+  assert (code, err) == (2, "error: far enough\n")
+  (workdir / "checkpoints" / "2").mkdir(parents=True)
+  (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+  return workdir
+
+
 def start(verb: str, *args, devices: int = 1, **env: str) -> subprocess.Popen:
   """A command in a process of its own, with as many CPU devices."""
   flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
@@ -117,6 +133,47 @@ def train_events(workdir) -> dict[int, dict]:
     for e in events(workdir)
     if "train/loss" in e
   }
+
+
+def batches(workdir) -> dict[tuple[int, int], dict]:
+  """(step, row of the global batch) -> its line of `log.batches`; each must be there once."""
+  out = {}
+  for path in sorted((pathlib.Path(workdir) / "batches").glob("*.jsonl")):
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+      entry = json.loads(line)
+      place = (entry["step"], entry["row"])
+      assert place not in out, (path, entry, out[place])
+      out[place] = entry
+  return out
+
+
+def start_several(processes: int, verb: str, *args, of_each=lambda i: {}, **env: str) -> list:
+  """The command on so many processes that work together; of_each(i) -> environment of process i."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  return [
+    start(
+      verb,
+      *args,
+      JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+      JAX_NUM_PROCESSES=str(processes),
+      JAX_PROCESS_ID=str(i),
+      **env | of_each(i),
+    )
+    for i in range(processes)
+  ]
+
+
+def wait_for_step(process, workdir, step: int, timeout: float = 240) -> bool:
+  """Until the run has logged this step; False if it ended before."""
+  end = time.monotonic() + timeout
+  while process.poll() is None:
+    if max(train_events(workdir), default=0) >= step:
+      return True
+    assert time.monotonic() < end, f"step {step} was not reached"
+    time.sleep(0.005)
+  return False
 
 
 def contents(folder) -> dict[str, bytes]:

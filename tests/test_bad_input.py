@@ -319,18 +319,7 @@ def test_a_workdir_of_something_else(attempt, tmp_path):
 def begun(tmp_path_factory):
   """The workdir of a run that has trained and was stopped, as its files say; nothing was computed for it."""
   folder = tmp_path_factory.mktemp("begun")
-  config, workdir = commands.write_config(folder, "c.batch.rows = 8"), folder / "run"
-
-  def stop(self, base):
-    raise UserError("far enough")
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Job, "run", stop)
-    code, _, err = commands.here(train, "--config", config, "--workdir", workdir)
-  assert (code, err) == (2, "error: far enough\n")
-  (workdir / "checkpoints" / "2").mkdir(parents=True)
-  (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
-  return workdir
+  return commands.begun(commands.write_config(folder, "c.batch.rows = 8"), folder / "run")
 
 
 def test_a_workdir_of_a_different_config(attempt, begun):
@@ -452,3 +441,39 @@ def test_processes_that_differ(monkeypatch):
   monkeypatch.setattr(runtime.multihost_utils, "process_allgather", gathered["other"])
   with pytest.raises(UserError, match=r"process 0 and processes \[1\] differ in config"):
     runtime.check_same("config", "a")
+
+
+@pytest.mark.parametrize(
+  "failed, said",
+  [(UserError("no rows: Ünü"), "no rows: Ünü"), (ValueError("odd"), "ValueError: odd"),
+   (UserError("é" * 2000), "é" * (runtime.MESSAGE_BYTES // 2))],
+)  # fmt: skip
+def test_a_process_that_cannot_go_on_is_heard_by_the_others(monkeypatch, failed, said):
+  """What the one raises as it is, the others end with as well."""
+  sent = []
+
+  def gather(mine):  # of this process and of another where nothing is wrong
+    sent.append(mine)
+    return np.stack([np.zeros_like(mine), mine])
+
+  monkeypatch.setattr(runtime.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(runtime, "get_barrier_sync_fn", lambda: lambda **_: None)
+  monkeypatch.setattr(runtime.multihost_utils, "process_allgather", gather)
+  with pytest.raises(type(failed)) as raised, runtime.together():
+    raise failed
+  assert raised.value is failed
+  other = lambda mine: np.stack([mine, sent[0]])  # noqa: E731
+  monkeypatch.setattr(runtime.multihost_utils, "process_allgather", other)
+  with pytest.raises(UserError) as heard, runtime.together():
+    pass
+  assert str(heard.value) == f"process 1 cannot go on: {said}"
+  monkeypatch.setattr(runtime.multihost_utils, "process_allgather", lambda x: np.stack([x, x]))
+  with runtime.together():
+    pass
+
+
+def test_a_detector_that_is_not_there(attempt):
+  assert_has(attempt("c.eval.lid = 'nowhere.bin'", "c.batch.rows = 8"), "eval.lid", "nowhere.bin")
+  assert_has(
+    attempt("c.eval.lid = 'lid.176'", "c.batch.rows = 8"), "eval.lid is 'lid.176'", "lingua"
+  )

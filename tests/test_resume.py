@@ -2,7 +2,6 @@
 
 import random
 import signal
-import socket
 import time
 
 import jax
@@ -50,17 +49,6 @@ def assert_done(config, workdir, *args):
   return out
 
 
-def wait_for_step(process, workdir, step, timeout=240):
-  """Until the run has logged this step; False if it ended before."""
-  end = time.monotonic() + timeout
-  while process.poll() is None:
-    if max(commands.train_events(workdir), default=0) >= step:
-      return True
-    assert time.monotonic() < end, f"step {step} was not reached"
-    time.sleep(0.005)
-  return False
-
-
 def final_state(config, workdir) -> State:
   """Parameters, moments and step, as they lie in the last checkpoint."""
   cfg = open_workdir(workdir, "latest", meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1])).cfg
@@ -99,7 +87,7 @@ def test_killed_at_five_random_moments(config, undisturbed, tmp_path):
     done = max(commands.train_events(workdir), default=0)
     if rng.random() < 0.2:
       time.sleep(rng.uniform(1, 8))  # while it starts, or anywhere
-    elif wait_for_step(process, workdir, min(done + rng.randint(1, 9), STEPS - 1)):
+    elif commands.wait_for_step(process, workdir, min(done + rng.randint(1, 9), STEPS - 1)):
       time.sleep(rng.uniform(0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -126,7 +114,7 @@ def test_killed_between_files(config, undisturbed, tmp_path):
 def test_a_signal_saves_and_the_run_goes_on(config, undisturbed, tmp_path, name):
   workdir = tmp_path / "run"
   process = begin(config, workdir)
-  assert wait_for_step(process, workdir, 5)
+  assert commands.wait_for_step(process, workdir, 5)
   process.send_signal(getattr(signal, name))
   code, _, err = commands.ended(process)
   assert code == 75, err
@@ -144,7 +132,7 @@ def test_a_signal_where_an_evaluation_is_due_loses_none(tmp_path):
   config = commands.write_config(tmp_path, *LINES[:2], "c.eval.every_steps = 1")
   workdir = tmp_path / "run"
   process = begin(config, workdir)
-  assert wait_for_step(process, workdir, 3)
+  assert commands.wait_for_step(process, workdir, 3)
   process.terminate()
   assert commands.ended(process)[0] == 75
   assert_done(config, workdir)
@@ -156,20 +144,7 @@ def test_a_signal_where_an_evaluation_is_due_loses_none(tmp_path):
 
 
 def begin_two(config, workdir, *args):
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    port = s.getsockname()[1]
-  return [
-    begin(
-      config,
-      workdir,
-      *args,
-      JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-      JAX_NUM_PROCESSES="2",
-      JAX_PROCESS_ID=str(i),
-    )
-    for i in range(2)
-  ]
+  return commands.start_several(2, "train", "--config", config, "--workdir", workdir, *args)
 
 
 def assert_same_steps(workdir, undisturbed, tolerance=1e-5):
@@ -196,7 +171,7 @@ def test_two_processes_train_the_same_run(config, undisturbed, tmp_path):
 def test_two_processes_killed_and_gone_on_with_by_one(config, undisturbed, tmp_path):
   workdir = tmp_path / "run"
   both = begin_two(config, workdir)
-  assert wait_for_step(both[0], workdir, 10)
+  assert commands.wait_for_step(both[0], workdir, 10)
   for process in both:
     process.kill()
   for process in both:
@@ -209,9 +184,9 @@ def test_two_processes_killed_and_gone_on_with_by_one(config, undisturbed, tmp_p
 def test_a_signal_to_one_of_two_processes_stops_both(config, undisturbed, tmp_path):
   workdir = tmp_path / "run"
   both = begin_two(config, workdir)
-  assert wait_for_step(both[0], workdir, 4)
+  assert commands.wait_for_step(both[0], workdir, 4)
   both[1].terminate()
-  ends = [commands.ended(p, timeout=120) for p in both]
+  ends = [commands.ended(p) for p in both]
   assert [code for code, *_ in ends] == [75, 75], ends
   assert resolve_step(workdir / "checkpoints", "latest") >= 4
   assert_done(config, workdir)

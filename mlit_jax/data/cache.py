@@ -24,16 +24,23 @@ from mlit_jax.data.encode import (
   check_over_long,
 )
 from mlit_jax.data.encoded import COLUMNS, Encoded
-from mlit_jax.data.hygiene import near_duplicates
+from mlit_jax.data.hygiene import LANGUAGE_JUDGED, NOTES, REASONS, near_duplicates
 from mlit_jax.data.parts import Part, Recipe, encode_rows
 from mlit_jax.data.sources import Source
 from mlit_jax.data.worker import map_in_order
 from mlit_jax.errors import UserError
 
+FORMAT = 2  # of what lies in a cache; raise it, and those before are passed over. The plan stays.
 ALONE = 16  # chunks that this process does by itself before it starts workers
+BLOCK = 1 << 18  # rows of a column that are in memory at a time
 BUILDING = ".building-"
 FILES = {"tokens": "<u4", "trained": "u1", "ids": "<u8", **COLUMNS}
-TABLES = ("languages", "sources", "files", "rows_read", "dropped", "flagged", "fingerprint")
+TABLES = (
+  "languages", "sources", "files", "rows_read", "dropped", "flagged", "language_judged", "language_judged_every",
+  "fingerprint",
+)  # fmt: skip
+# What is needed of each row until duplicates are gone.
+PASSING = {"signatures": "<u4", "notes": "<u2"}
 
 
 def open_cache(
@@ -54,7 +61,7 @@ def open_cache(
   check_over_long(recipe.over_long)
   made_from = what_it_is_made_from(sources, recipe)
   fingerprint = _digest(list(made_from.values()))  # of contents: not of names and paths
-  told = [recipe.hygiene.fingerprint(), *([s.name, s.path] for s in sources)]
+  told = [FORMAT, recipe.hygiene.fingerprint(), *([s.name, s.path] for s in sources)]
   place = folder / _digest([fingerprint, told])
   if (found := load(place)) is None:
     try:
@@ -135,7 +142,8 @@ def _build(
   try:
     tables = _write_parts(folder, sources, recipe, num_workers, progress)
     _drop_duplicates(folder, tables, recipe)
-    (folder / "signatures.bin").unlink()
+    for name in PASSING:
+      (folder / f"{name}.bin").unlink()
     write_meta(folder, tables | {"fingerprint": fingerprint})
     try:
       os.rename(folder, place)
@@ -151,12 +159,11 @@ def _write_parts(folder: Path, sources, recipe, num_workers, progress) -> dict:
   names = tuple(dict.fromkeys(s.name for s in sources))
   files = tuple(dict.fromkeys(s.path for s in sources))
   languages: dict[str, int] = {}
-  counts: dict[str, Counts] = {"rows_read": {}, "dropped": {}, "flagged": {}}
+  counts: dict[str, Counts] = {"rows_read": {}, "dropped": {}}
   total = 0
   with contextlib.ExitStack() as stack:
     out = {
-      name: stack.enter_context(open(folder / f"{name}.bin", "wb"))
-      for name in (*FILES, "signatures")
+      name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in (*FILES, *PASSING)
     }
     for part in _parts(sources, recipe, num_workers):
       chunk = part.chunk
@@ -171,7 +178,8 @@ def _write_parts(folder: Path, sources, recipe, num_workers, progress) -> dict:
       for name, dtype in FILES.items():
         out[name].write(np.ascontiguousarray(columns[name], dtype).tobytes())
       if part.signatures is not None:
-        out["signatures"].write(part.signatures.astype("<u4").tobytes())
+        out["signatures"].write(part.signatures.astype(PASSING["signatures"]).tobytes())
+      out["notes"].write(part.notes.astype(PASSING["notes"]).tobytes())
       total += len(chunk.tokens)
       for name, table in counts.items():
         add_counts(table, getattr(part, name))
@@ -199,33 +207,37 @@ def _chunks(rows) -> Iterator[list]:
 
 
 def _renumber(path: Path, to: Sequence[int]) -> None:
-  column = _map(path, FILES["language"])
-  if len(column):
-    np.asarray(to, FILES["language"])[column].tofile(path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+  column, to = _map(path, FILES["language"]), np.asarray(to, FILES["language"])
+  _rewrite(path, column, lambda at: to[column[at]])
 
 
 # --- duplicates
 
 
 def _drop_duplicates(folder: Path, tables: dict, recipe: Recipe) -> None:
-  """Take rows that repeat an earlier one out of the columns; their tokens stay where they are."""
+  """Take rows that repeat an earlier one out of the columns; their tokens stay where they are.
+
+  What was noted of the rows is counted here, of those that stay.
+  """
   ids = _map(folder / "ids.bin", FILES["ids"]).reshape(-1, 2)
   language = _map(folder / "language.bin", FILES["language"])
   keep = _first_of_each(ids)
   _count(tables["dropped"], "duplicate", language[~keep], tables["languages"])
-  signatures = _map(folder / "signatures.bin", "<u4")
+  notes = np.array(_map(folder / "notes.bin", PASSING["notes"]))
+  signatures = _map(folder / "signatures.bin", PASSING["signatures"])
   if len(signatures):
     again = np.zeros(len(ids), bool)
     signatures = signatures.reshape(len(ids), -1)
     for number in range(len(tables["languages"])):
       rows = np.flatnonzero(keep & (language == number))
       again[rows] = near_duplicates(signatures[rows], recipe.hygiene.near_duplicate_similarity)
-    drop = recipe.hygiene.dropped("near duplicate")
-    table = tables["dropped" if drop else "flagged"]
-    _count(table, "near duplicate", language[again], tables["languages"])
-    if drop:
+    if recipe.hygiene.dropped("near duplicate"):
+      _count(tables["dropped"], "near duplicate", language[again], tables["languages"])
       keep &= ~again
+    else:
+      notes[again] |= NOTES["near duplicate"]
+  _count_notes(tables, notes[keep], language[keep])
+  tables["language_judged_every"] = recipe.hygiene.language_judged_every
   if keep.all():
     return
   for name, dtype in FILES.items():
@@ -233,19 +245,49 @@ def _drop_duplicates(folder: Path, tables: dict, recipe: Recipe) -> None:
       continue
     path = folder / f"{name}.bin"
     column = _map(path, dtype)
-    (column.reshape(-1, 2) if name == "ids" else column)[keep].tofile(path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+    column = column.reshape(-1, 2) if name == "ids" else column
+    _rewrite(path, column, lambda at, column=column: column[at][keep[at]])
 
 
 def _first_of_each(ids: np.ndarray) -> np.ndarray:
   """bool [n]: rows whose id did not come before; an id is a hash of language and messages."""
-  order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: of equal ids, the first row comes first
-  ranked = ids[order]
-  first = np.ones(len(ids), bool)
-  first[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
-  keep = np.empty(len(ids), bool)
-  keep[order] = first
+  # Only rows whose first halves are equal can be, and those are few; sorting all ids takes five times the memory.
+  halves = np.sort(ids[:, 0])
+  twice = np.unique(halves[1:][halves[1:] == halves[:-1]])
+  del halves
+  blocks = [np.flatnonzero(np.isin(ids[at, 0], twice)) + at.start for at in _blocks(len(ids))]
+  rows = np.concatenate([np.zeros(0, np.int64), *blocks])
+  order = rows[
+    np.lexsort((ids[rows, 1], ids[rows, 0]))
+  ]  # stable: of equal ids, the first comes first
+  keep = np.ones(len(ids), bool)
+  keep[order[1:]] = (ids[order[1:]] != ids[order[:-1]]).any(axis=1)
   return keep
+
+
+def _count_notes(tables: dict, notes: np.ndarray, language: np.ndarray) -> None:
+  """Flagged rows by language and reason, and those whose language was judged."""
+  tables["flagged"], judged = {}, {}
+  for reason in REASONS:
+    flagged = language[(notes & NOTES[reason]) > 0]
+    _count(tables["flagged"], reason, flagged, tables["languages"])
+  _count(
+    judged, LANGUAGE_JUDGED, language[(notes & NOTES[LANGUAGE_JUDGED]) > 0], tables["languages"]
+  )
+  tables["language_judged"] = {lang: of[LANGUAGE_JUDGED] for lang, of in judged.items()}
+
+
+def _rewrite(path: Path, column: np.ndarray, change: Callable[[slice], np.ndarray]) -> None:
+  """Write change(slice) of every block of a column in its place."""
+  with open(path.with_suffix(".new"), "wb") as out:
+    for at in _blocks(len(column)):
+      out.write(np.ascontiguousarray(change(at), column.dtype).tobytes())
+  os.replace(path.with_suffix(".new"), path)
+
+
+def _blocks(length: int) -> Iterator[slice]:
+  for start in range(0, length, BLOCK):
+    yield slice(start, min(start + BLOCK, length))
 
 
 def _count(table: Counts, reason: str, language: np.ndarray, languages: Sequence[str]) -> None:

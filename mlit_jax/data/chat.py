@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jinja2
 import jinja2.ext
+import jinja2.runtime
 import jinja2.sandbox
 
 from mlit_jax.errors import UserError
@@ -38,6 +39,9 @@ class Template:
   date: str = DEFAULT_DATE
   added_tokens: tuple[str, ...] = ()
   _skeletons: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+  _stop_lengths: dict = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
 
   def __post_init__(self):
     try:
@@ -101,7 +105,7 @@ class Template:
     except UserError:
       return None
 
-  @property
+  @functools.cached_property
   def _has_generation_blocks(self) -> bool:
     return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
@@ -112,9 +116,12 @@ class Template:
     context |= {"tools": None, "documents": None, "add_generation_prompt": generation}
     try:
       if tracked is None:
-        # As Template.render does, but with the globals laid out once, which took half of its time.
-        shared = template.new_context(_globals(self.source, self.date) | context, shared=True)
-        return "".join(template.root_render_func(shared))
+        # As Template.render does, but with the globals laid out once, which took most of its time.
+        shared = _globals(self.source, self.date)
+        context = jinja2.runtime.new_context(
+          template.environment, template.name, template.blocks, shared | context, True, shared
+        )
+        return "".join(template.root_render_func(context))
       return _render_tracked(template, context, tracked)
     except jinja2.TemplateError as error:
       raise UserError(
@@ -263,8 +270,10 @@ class Template:
 
   def _stop_length(self, after: str, place: str) -> int:
     """Length of the end token in `after`, with white space before it, which the model writes."""
-    self._stop(after, place)
-    return _stop_match(after, self._stops).end()
+    if after not in self._stop_lengths:
+      self._stop(after, place)
+      self._stop_lengths[after] = _stop_match(after, self._stops).end()
+    return self._stop_lengths[after]
 
   def _stop(self, after: str, place: str) -> str:
     match = _stop_match(after, self._stops)

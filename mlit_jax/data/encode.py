@@ -137,6 +137,8 @@ def encode_conversations(
     rows_read=read,
     dropped=dropped,
     flagged={},
+    language_judged={},
+    language_judged_every=0,
     fingerprint=_fingerprint(conversations, tokenizer, max_length, over_long, languages),
   )
 

@@ -47,7 +47,9 @@ class Encoded:
   files: tuple[str, ...]
   rows_read: dict[str, dict[str, int]]  # language -> source -> rows
   dropped: dict[str, dict[str, int]]  # language -> reason -> rows
-  flagged: dict[str, dict[str, int]]  # the same, of rows that were kept
+  flagged: dict[str, dict[str, int]]  # the same, of rows that stay
+  language_judged: dict[str, int]  # rows that stay and whose answer's language was judged
+  language_judged_every: int  # one row in so many was to be judged by its language; 0: none
   fingerprint: str
 
   def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """The two libraries behind a tokenizer: ids, offsets in characters, added tokens."""
 
+import array
 import hashlib
 import re
 
@@ -92,10 +93,17 @@ class HuggingFace:
 
   def encode_marked(self, texts, spans):
     encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [
-      (np.array(encoding.ids, np.uint32), _marks(encoding, text, of_text))
-      for text, of_text, encoding in zip(texts, spans, encodings, strict=True)
-    ]
+    flat = array.array("I")  # a list goes into it four times as fast as into a numpy array
+    ends = []
+    for encoding in encodings:
+      flat.fromlist(encoding.ids)
+      ends.append(len(flat))
+    ids, mask = np.array(flat, np.uint32), np.zeros(len(flat), bool)
+    starts = [0, *ends[:-1]]
+    found = [(ids[a:b], mask[a:b]) for a, b in zip(starts, ends, strict=True)]
+    for (_, own), encoding, text, of_text in zip(found, encodings, texts, spans, strict=True):
+      _mark(own, encoding, text, of_text)
+    return found
 
   def decode(self, ids, skip_special):
     return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
@@ -287,15 +295,15 @@ def _offsets(encoding, text: str) -> tuple[np.ndarray, np.ndarray]:
   return _widen(offsets[:, 0], offsets[:, 1], 0, len(text))
 
 
-def _marks(encoding, text: str, spans) -> np.ndarray:
-  """`overlapping`, asking only for the tokens at the ends of spans: all offsets cost 0.3 of the encoding."""
-  mask = np.zeros(len(encoding), bool)
+def _mark(mask, encoding, text: str, spans) -> None:
+  """`overlapping` into a mask of zeros, asking only for the tokens at the ends of spans: all offsets cost 0.3
+  of the encoding."""
   for start, end in spans:
     first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
     if first is None or last is None or not _is_clear(encoding, first, last, start, end):
-      return overlapping(spans, *_offsets(encoding, text))
+      mask[:] = overlapping(spans, *_offsets(encoding, text))
+      return
     mask[first : last + 1] = True
-  return mask
 
 
 def _is_clear(encoding, first: int, last: int, start: int, end: int) -> bool:

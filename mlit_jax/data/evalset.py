@@ -9,7 +9,7 @@ import numpy as np
 
 from mlit_jax.batch import Batch
 from mlit_jax.data.encode import encode_conversations
-from mlit_jax.data.encoded import Encoded
+from mlit_jax.data.encoded import COLUMNS, Encoded
 from mlit_jax.data.hashing import stable_hash
 from mlit_jax.data.loader import gather_rows
 from mlit_jax.data.packing import pack
@@ -81,6 +81,41 @@ def make_eval_set(
     questions += [make_question(c, tokenizer) for c in mine[:generate_rows]]
   groups = {c.example_id: c.group_id for c in conversations}
   return EvalSet(name, encoded, rows, max_length, questions, groups)
+
+
+def make_scored_set(
+  name: str, rows: Sequence[tuple[np.ndarray, np.ndarray]], max_length: int
+) -> EvalSet:
+  """A set of bare (ids, mask) rows, whose masked tokens are to be scored; packed, row i is example i.
+
+  The first token of a row is never predicted, so it must not be masked.
+  """
+  assert not any(mask[0] for _, mask in rows)
+  lengths = np.array([len(ids) for ids, _ in rows], np.int32)
+  columns = {column: np.zeros(len(rows), dtype) for column, dtype in COLUMNS.items()}
+  columns |= {
+    "starts": np.cumsum(lengths, dtype=np.int64) - lengths,
+    "lengths": lengths,
+    "trained_counts": np.array([mask.sum() for _, mask in rows], np.int32),
+  }
+  encoded = Encoded(
+    tokens=np.concatenate([ids for ids, _ in rows]).astype(np.uint32),
+    trained=np.concatenate([mask for _, mask in rows]).astype(np.uint8),
+    ids=np.zeros((len(rows), 2), np.uint64),
+    **columns,
+    languages=("",),
+    sources=("",),
+    files=("",),
+    rows_read={},
+    dropped={},
+    flagged={},
+    language_judged={},
+    language_judged_every=0,
+    fingerprint="",
+  )
+  items, starts = pack(lengths, max_length)
+  packed = [items[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+  return EvalSet(name, encoded, packed, max_length, [], {})
 
 
 def make_question(c: Conversation, tokenizer: Tokenizer) -> Question:

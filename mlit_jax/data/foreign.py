@@ -14,7 +14,7 @@ from langcodes.data_dicts import LIKELY_SUBTAGS
 from language_data.population_data import LANGUAGE_WRITING_POPULATION
 
 from mlit_jax.data.ngrams import UNSPACED_LETTER, character_kinds, code_points, having, unit_starts
-from mlit_jax.detect import GUARDS, lingua_detector, lingua_names
+from mlit_jax.detect import GUARDS, UNICODE_SCRIPTS, lingua_detector, lingua_names, prose
 
 # --- scripts
 
@@ -24,23 +24,6 @@ FEW_WRITERS = 0.01  # a script that fewer of a language's writers use needs sayi
 
 # Scripts that the table of writers lacks.
 MORE_SCRIPTS = {"cnr": ("Cyrl", "Latn"), "tk": ("Cyrl",), "lad": ("Latn",)}
-# ISO 15924 names sets of scripts that Unicode's property does not know.
-UNICODE_SCRIPTS = {
-  "Hans": ("Hani", "Bopo"),
-  "Hant": ("Hani", "Bopo"),
-  "Hanb": ("Hani", "Bopo"),
-  "Jpan": ("Hani", "Hira", "Kana"),
-  "Hrkt": ("Hira", "Kana"),
-  "Kore": ("Hang", "Hani"),
-}
-
-# Code and addresses are in no language and no script.
-NOT_PROSE = regex.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|www\.\S+", regex.DOTALL)
-
-
-def prose(text: str) -> str:
-  """The text without code and addresses."""
-  return NOT_PROSE.sub(" ", text) if "`" in text or "http" in text or "www." in text else text
 
 
 def in_other_script(text: str, lang: str) -> bool:
@@ -51,17 +34,23 @@ def in_other_script(text: str, lang: str) -> bool:
   scripts = scripts_of(lang)
   if not scripts:
     return False
-  codes = code_points(prose(text))
+  text = prose(text)
+  return num_letters(text) >= FEW_LETTERS and foreign_share(text, scripts) > FOREIGN_SHARE
+
+
+def num_letters(text: str) -> int:
+  return int(np.count_nonzero(_letters_of(())[code_points(text)]))
+
+
+def foreign_share(text: str, scripts: tuple[str, ...]) -> float:
+  """Share of the words (characters where none are spaced) that are not in these scripts."""
+  codes = code_points(text)
   letters = _letters_of(())[codes]
-  if np.count_nonzero(letters) < FEW_LETTERS:
-    return False
   fitting = _letters_of(scripts)[codes]
   if not (letters & ~fitting).any():
-    return False
-  kinds = character_kinds()[codes]
-  firsts = unit_starts(kinds) & letters
-  foreign = np.count_nonzero(firsts & ~fitting)
-  return foreign > FOREIGN_SHARE * np.count_nonzero(firsts)
+    return 0.0
+  firsts = unit_starts(character_kinds()[codes]) & letters
+  return np.count_nonzero(firsts & ~fitting) / max(1, np.count_nonzero(firsts))
 
 
 @functools.cache
@@ -124,21 +113,18 @@ READ = 200  # characters that are looked at
 PLENTY = 16  # languages among which telling costs little beside tokenising
 
 
-def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool:
+def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool | None:
   """Whether the text is plainly in another of the languages `others`, or in one of GUARDS.
 
-  Languages that lingua does not know are not judged. Most texts are settled by lingua's short models;
+  None where that is not judged: too few letters, or a language that lingua does not know. Most texts are settled by lingua's short models;
   only one that they find foreign is looked at with all of them.
   """
   own = lingua_names(lang)
   if not own:
-    return False
+    return None
   text = prose(text)[:READ]
-  codes = code_points(text)
-  letters = _letters_of(())[codes]
-  unspaced = letters & (character_kinds()[codes] == UNSPACED_LETTER)
-  if np.count_nonzero(letters) + np.count_nonzero(unspaced) < SHORT:
-    return False
+  if length(text) < SHORT:
+    return None
   languages = _candidates(lang, tuple(others))
   if lingua_detector(languages, low_accuracy=True).detect_language_of(text) in own:
     return False
@@ -147,6 +133,14 @@ def in_other_language(text: str, lang: str, others: Iterable[str]) -> bool:
     sum(v.value for v in values if v.language in own) < UNSURE
     and max(v.value for v in values if v.language not in own) > SURE
   )
+
+
+def length(text: str) -> int:
+  """Number of letters, those of unspaced scripts counted twice: a character says as much as two."""
+  codes = code_points(text)
+  letters = _letters_of(())[codes]
+  unspaced = letters & (character_kinds()[codes] == UNSPACED_LETTER)
+  return int(np.count_nonzero(letters) + np.count_nonzero(unspaced))
 
 
 def cost_of_languages(others: Iterable[str]) -> int:

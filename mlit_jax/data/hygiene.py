@@ -47,6 +47,9 @@ REASONS = {  # in the order of flags, and whose policy it is
   "wrong language": "wrong_language",
   "near duplicate": "near_duplicates",
 }
+LANGUAGE_JUDGED = "language judged"  # no reason: of how many rows "wrong language" could be found
+# What is noted of a row while the cache is built, a bit each.
+NOTES = {name: 1 << i for i, name in enumerate((*REASONS, LANGUAGE_JUDGED))}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +65,10 @@ class Hygiene:
 
   def flags(self, c: Conversation) -> tuple[str, ...]:
     """The reasons found on one row; "near duplicate" is not among them, see `signature`."""
+    return tuple(name for name in self.notes(c) if name != LANGUAGE_JUDGED)
+
+  def notes(self, c: Conversation) -> tuple[str, ...]:
+    """The flags of one row, and LANGUAGE_JUDGED where the language of its answer was."""
     answers = [m.content for m in c.messages if m.role == "assistant"]
     found = []
     if self._on("empty_answers") and any(says_nothing(a) for a in answers):
@@ -75,8 +82,12 @@ class Hygiene:
     if self._on("wrong_script") and any(in_other_script(a, c.lang) for a in answers):
       found.append("wrong script")
     # The longest answer of a row tells the most.
-    if self.judges_language(c) and in_other_language(max(answers, key=len), c.lang, self.languages):
-      found.append("wrong language")
+    if self.judges_language(c):
+      foreign = in_other_language(max(answers, key=len), c.lang, self.languages)
+      if foreign:
+        found.append("wrong language")
+      if foreign is not None:
+        found.append(LANGUAGE_JUDGED)
     return tuple(found)
 
   def signature(self, c: Conversation) -> np.ndarray | None:
@@ -92,6 +103,11 @@ class Hygiene:
   def dropped(self, flag: str) -> bool:
     """Whether rows with this reason go; else they are only counted."""
     return self.policies[REASONS[flag]] == "drop"
+
+  @property
+  def language_judged_every(self) -> int:
+    """One row in how many is judged by its language; 0: none."""
+    return self.language_every if self._on("wrong_language") else 0
 
   def only_dropping(self) -> Hygiene:
     """Without what only reports: it decides which rows there are, and nothing else."""

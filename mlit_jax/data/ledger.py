@@ -37,6 +37,7 @@ def make_ledger(
       "rows_read": read.get(lang, 0),
       "dropped": encoded.dropped.get(lang, {}),
       "flagged": encoded.flagged.get(lang, {}),
+      "language_judged": encoded.language_judged.get(lang, 0),
       "available": available.get(lang, 0),
       # Of a curriculum, see the stages.
       "per_epoch": plan.stages[0].counts.get(lang, 0) if len(plan.stages) == 1 else None,
@@ -65,6 +66,7 @@ def make_ledger(
     "epochs": plan.epochs,
     "rows_per_step": plan.rows_per_step,
     "max_length": plan.max_length,
+    "language_judged_every": encoded.language_judged_every,
     "padding": 1 - sum(planned["tokens"].values()) / max(1, slots),
     "languages": languages,
   }
@@ -92,8 +94,16 @@ def planned_sums(
   return out
 
 
-def with_trained(ledger: dict, trained: Mapping[str, Mapping[str, int]]) -> dict:
-  """The ledger with `trained` beside what was planned: what the device counted in the batches."""
+def with_trained(
+  ledger: dict,
+  trained: Mapping[str, Mapping[str, int]],
+  due: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict:
+  """The ledger with `trained` beside what was planned: what the device counted in the batches.
+
+  Of a run that ended before its plan, `due` is what the plan has up to there (planned_sums): it then stands
+  beside them too, and is what was to be trained.
+  """
   unplanned: dict[str, dict] = {}  # what should not be there must show too
   for key in {key for name in TRAINED for key in trained[name]}:
     lang, _, source = key.partition("/")
@@ -104,20 +114,30 @@ def with_trained(ledger: dict, trained: Mapping[str, Mapping[str, int]]) -> dict
       source: of | {"trained": {name: trained[name].get(f"{lang}/{source}", 0) for name in TRAINED}}
       for source, of in (unplanned.get(lang, {}) | entry["sources"]).items()
     }
-    sums = {name: sum(of["trained"][name] for of in sources.values()) for name in TRAINED}
-    languages[lang] = entry | {"trained": sums, "sources": sources}
+    for source, of in sources.items() if due is not None else ():
+      of["due"] = {name: due[name].get(f"{lang}/{source}", 0) for name in TRAINED}
+    sums = {
+      column: {name: sum(of[column][name] for of in sources.values()) for name in TRAINED}
+      for column in ("trained", *(("due",) if due is not None else ()))
+    }
+    languages[lang] = entry | sums | {"sources": sources}
   return ledger | {"languages": languages}
 
 
 def differences(ledger: dict) -> list[str]:
-  """Where trained and planned differ; empty when the run did what the plan says."""
+  """Where trained and planned differ; empty when the run did what the plan says, as far as it went."""
   return [
-    f"{lang} from {source}: {name} planned {entry[name]}, trained {entry['trained'][name]}"
+    f"{lang} from {source}: {name} planned {due(entry)[name]}, trained {entry['trained'][name]}"
     for lang, of in ledger["languages"].items()
     for source, entry in of["sources"].items()
     for name in TRAINED
-    if entry[name] != entry["trained"][name]
+    if due(entry)[name] != entry["trained"][name]
   ]
+
+
+def due(entry: dict) -> dict:
+  """The counts of a language or source that were to be trained: of the plan, or of it up to where the run ended."""
+  return entry.get("due", entry)
 
 
 def _stage(stage: Stage) -> dict:

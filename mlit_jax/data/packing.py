@@ -19,40 +19,34 @@ def pack(
 
       pack([3, 4, 2, 1], capacity=5) -> [0, 2, 1, 3], [0, 2, 4]
 
-  No row is longer than `capacity`, and rows stay close to the order of the items. Each item goes into the
-  fullest open row that has room. Where none has, a new row opens, and the fullest one is closed if
-  `open_bins` are open. Sorting by length would fill 0.15 % better and turn every stretch of the run into
-  a curriculum from long to short.
+  No row is longer than `capacity`, and rows stay close to the order of the items: they stand in the order of
+  their first ones. Each item goes into the fullest open row that has room. Where none has, a new row opens,
+  and the fullest one is closed if `open_bins` are open. Sorting by length would fill 0.15 % better and turn
+  every stretch of the run into a curriculum from long to short.
   """
   lengths = np.asarray(lengths)
   assert not len(lengths) or (lengths.min() > 0 and lengths.max() <= capacity), capacity
-  bin_of = array.array("q")  # of each item; bins are numbered as they open
-  closed = array.array("q")  # bins in the order in which they close
-  spaces: list[int] = []  # of the open bins, sorted: free space << 40 | bin
+  row_of = array.array("q")  # of each item; rows are numbered as they open
+  spaces: list[int] = []  # of the open rows, sorted: free space << 40 | row
   opened = 0
   for start in range(0, len(lengths), CHUNK):
     for length in lengths[start : start + CHUNK].tolist():
       at = bisect.bisect_left(spaces, length << 40)
       if at == len(spaces):
         if at == open_bins:
-          closed.append(spaces.pop(0) & _BIN)
+          spaces.pop(0)
         number, space = opened, capacity
         opened += 1
       else:
         entry = spaces.pop(at)
-        number, space = entry & _BIN, entry >> 40
-      bin_of.append(number)
-      if space == length:
-        closed.append(number)
-      else:
+        number, space = entry & _ROW, entry >> 40
+      row_of.append(number)
+      if space > length:
         bisect.insort(spaces, (space - length) << 40 | number)
-  closed.extend(sorted(entry & _BIN for entry in spaces))
-  row_of_bin = np.empty(opened, np.int64)
-  row_of_bin[np.frombuffer(closed, np.int64)] = np.arange(opened)
-  row_of = row_of_bin[np.frombuffer(bin_of, np.int64)]
-  items = np.argsort(row_of, kind="stable")
-  starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=opened))])
+  rows = np.frombuffer(row_of, np.int64)
+  items = np.argsort(rows, kind="stable")
+  starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=opened))])
   return items, starts.astype(np.int64)
 
 
-_BIN = (1 << 40) - 1
+_ROW = (1 << 40) - 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlit_jax.data.encode import Chunk, Counts, add_counts, encode_chunk
-from mlit_jax.data.hygiene import Hygiene
+from mlit_jax.data.hygiene import NOTES, REASONS, Hygiene
 from mlit_jax.data.rows import Dropped, read_row
 from mlit_jax.data.sources import Source
 from mlit_jax.data.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ class Part:
   signatures: np.ndarray | None  # [n, k], where near duplicates are looked for
   rows_read: Counts  # language -> source -> rows
   dropped: Counts
-  flagged: Counts
+  notes: np.ndarray  # uint16 [n], bits of hygiene.NOTES
 
 
 def encode_rows(recipe: Recipe, source: Source, rows: Sequence[tuple[int, object]]) -> Part:
@@ -47,25 +47,31 @@ def encode_rows(recipe: Recipe, source: Source, rows: Sequence[tuple[int, object
   hygiene = recipe.hygiene
   read: Counts = {}
   dropped: Counts = {}
-  flagged: Counts = {}
-  kept = []
+  kept, notes = [], []
   for number, raw in rows:
     row = read_row(raw, source, number, drop_bad=recipe.drop_bad)
     add_counts(read, {row.lang: {source.name: 1}})
     if isinstance(row, Dropped):
       add_counts(dropped, {row.lang: {row.reason: 1}})
       continue
-    flags = hygiene.flags(row)
-    why = next(filter(hygiene.dropped, flags), None)
+    found = hygiene.notes(row)
+    why = next((name for name in found if name in REASONS and hygiene.dropped(name)), None)
     if why is not None:
       add_counts(dropped, {row.lang: {why: 1}})
       continue
-    add_counts(flagged, {row.lang: dict.fromkeys(flags, 1)} if flags else {})
     kept.append(row)
+    notes.append(sum(NOTES[name] for name in found))
   chunk = encode_chunk(
     kept, recipe.tokenizer, max_length=recipe.max_length, over_long=recipe.over_long
   )
   add_counts(dropped, chunk.dropped)
   signatures = [hygiene.signature(kept[i]) for i in chunk.kept]
   asked = signatures and signatures[0] is not None
-  return Part(source, chunk, np.stack(signatures) if asked else None, read, dropped, flagged)
+  return Part(
+    source,
+    chunk,
+    np.stack(signatures) if asked else None,
+    read,
+    dropped,
+    np.array([notes[i] for i in chunk.kept], np.uint16),
+  )

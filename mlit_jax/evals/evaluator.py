@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -10,9 +11,17 @@ from jax.sharding import Mesh
 from mlit_jax.data.evalset import EvalSet
 from mlit_jax.data.hashing import stable_hash
 from mlit_jax.data.tokenizer import Tokenizer
-from mlit_jax.detect import LanguageDetector
+from mlit_jax.detectors import open_detector
 from mlit_jax.evals import likelihood, summary
-from mlit_jax.evals.decoding import Generator
+from mlit_jax.evals.decoding import Completion, Generator
+from mlit_jax.evals.suites.running import (
+  Choices,
+  answer_records,
+  choice_records,
+  encode_choices,
+  prompt_text,
+)
+from mlit_jax.evals.suites.suite import Item, Suite
 from mlit_jax.evals.summary import Record
 from mlit_jax.model.config import DecoderConfig
 
@@ -36,25 +45,40 @@ class Evaluator:
     seed: int = 0,
     dtype=jnp.bfloat16,
     languages: Sequence[str] = (),
+    suites: Sequence[Suite] = (),
+    max_length: int = 1024,
+    lid: str = "",
+    lid_key: str = "--lid",
   ):
-    """`languages`: what an answer may be in besides the languages of the sets, e.g. those trained on."""
+    """`languages`: what an answer may be in besides the languages of the sets, e.g. those trained on.
+
+    `suites` are run besides the sets; `max_length` bounds their rows in tokens. lid: the detector, see
+    open_detector; lid_key: where the user said it.
+    """
     self.tokenizer, self.sets, self.rows, self.seed = tokenizer, sets, rows, seed
     self.sampling = dict(temperature=temperature, top_p=top_p, seed=seed)
-    self.num_segments = max((s.num_segments for s in sets), default=1)
+    self.suites = [PreparedSuite.of(suite, tokenizer, max_length) for suite in suites]
+    scored = [*sets, *(s.choices.rows for s in self.suites if s.choices)]
+    self.num_segments = max((s.num_segments for s in scored), default=1)
     self.score_step = likelihood.make_score_step(cfg, mesh, self.num_segments, dtype)
-    questions = [q for s in sets for q in s.questions]
+    prompts = [q.tokens for s in sets for q in s.questions]
+    prompts += [tokens for s in self.suites for tokens in s.prompts]
     self.generator = self.detector = None
-    if questions:
+    if prompts:
       self.generator = Generator(
         cfg,
         mesh,
-        max_new_tokens=max_new_tokens,
-        prompt_buckets=buckets(max(len(q.tokens) for q in questions)),
-        rows=min(len(questions), max(rows, 64)),
+        max_new_tokens=max(
+          [max_new_tokens, *(s.suite.max_new_tokens for s in self.suites if s.prompts)]
+        ),
+        prompt_buckets=buckets(max(map(len, prompts))),
+        rows=min(len(prompts), max(rows, 64)),
         dtype=dtype,
       )
-      asked = {q.lang for q in questions} | {lang for s in sets for lang in s.encoded.languages}
-      self.detector = LanguageDetector(sorted(asked | set(languages)))
+      asked = {lang for s in sets for lang in s.encoded.languages}
+      asked |= {item.lang for s in self.suites for item in s.asked}
+      self.detector = open_detector(lid, sorted(asked | set(languages)), where=lid_key)
+    self.max_new_tokens = max_new_tokens
 
   def run(self, params, progress: Callable[[str], None] | None = None) -> tuple[dict, list[Record]]:
     """(summary, records); see evals/summary.py for both."""
@@ -65,6 +89,10 @@ class Evaluator:
       records += self._scored(params, s)
       if s.questions:
         records += summary.score_responses(self._answered(params, s), self.detector)
+    for s in self.suites:
+      if progress:
+        progress(s.suite.name)
+      records += self._run_suite(params, s)
     return summary.summarise(records, seed=self.seed), records
 
   def _scored(self, params, s: EvalSet) -> list[Record]:
@@ -84,14 +112,9 @@ class Evaluator:
     ]
 
   def _answered(self, params, s: EvalSet) -> list[Record]:
-    completions = self.generator.generate(
-      params,
-      [q.tokens for q in s.questions],
-      stop_ids=self.tokenizer.stop_ids,
-      # The example's own number: its answer does not depend on which others are evaluated.
-      ids=[stable_hash(q.lang, q.example_id) for q in s.questions],
-      **self.sampling,
-    )
+    # The example's own number: its answer does not depend on which others are evaluated.
+    ids = [stable_hash(q.lang, q.example_id) for q in s.questions]
+    completions = self._write(params, [q.tokens for q in s.questions], self.max_new_tokens, ids)
     return [
       Record(
         set=s.name,
@@ -106,6 +129,60 @@ class Evaluator:
       )
       for q, done in zip(s.questions, completions, strict=True)
     ]
+
+  def _run_suite(self, params, s: PreparedSuite) -> list[Record]:
+    records = []
+    if s.choices:
+      batches = s.choices.rows.batches(self.rows, self.num_segments)
+      examples = range(len(s.choices.rows.encoded))
+      records += choice_records(
+        s.choices, likelihood.score(params, self.score_step, batches, examples)
+      )
+    if s.prompts:
+      ids = [stable_hash(item.lang, item.id) for item in s.asked]
+      completions = self._write(params, s.prompts, s.suite.max_new_tokens, ids, s.suite.stop)
+      answered = answer_records(s.suite, s.asked, completions, self.tokenizer)
+      detector = self.detector if "fidelity" in s.suite.measure else None
+      kept = {name: None for name in ("chrf", "exact") if name not in s.suite.measure}
+      records += [
+        dataclasses.replace(r, **kept) for r in summary.score_responses(answered, detector)
+      ]
+    return records
+
+  def _write(self, params, prompts, most: int, ids, stop_texts=()) -> list[Completion]:
+    """Answers of at most so many tokens."""
+    return self.generator.generate(
+      params,
+      prompts,
+      stop_ids=self.tokenizer.stop_ids,
+      stop_texts=stop_texts,
+      decode=self.tokenizer.decode,
+      ids=ids,
+      max_new_tokens=[most] * len(prompts),
+      **self.sampling,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSuite:
+  """A suite whose texts are tokens already."""
+
+  suite: Suite
+  choices: Choices | None  # of the items that have choices
+  asked: list[Item]  # the others
+  prompts: list[list[int]]  # of those
+
+  @classmethod
+  def of(cls, suite: Suite, tokenizer: Tokenizer, max_length: int) -> PreparedSuite:
+    chosen = [item for item in suite.items if item.choices]
+    asked = [item for item in suite.items if not item.choices]
+    choices = (
+      encode_choices(dataclasses.replace(suite, items=chosen), tokenizer, max_length)
+      if chosen
+      else None
+    )
+    prompts = [list(tokenizer.encode_text(prompt_text(suite, item, tokenizer))) for item in asked]
+    return cls(suite, choices, asked, prompts)
 
 
 def buckets(longest: int) -> list[int]:

@@ -19,13 +19,13 @@ from mlit_jax.training.loss import token_nll
 
 
 def score(params, score_step: Callable, batches: Iterable, examples: Iterable[int]) -> dict:
-  """{example index: (nll, tokens)}, each sum over the example's trained tokens.
+  """{example index: (nll, tokens)}, each sum over the example's trained tokens, as score_step gives them.
 
   batches: pairs (Batch of numpy arrays, example_index_BS); column s of the index is the example
   that stands in segment s + 1 of the row, -1 where there is none. Every process passes the same.
   examples: the indices that must come out; one missing or scored twice is a fault of the batches.
   """
-  scores: dict[int, tuple[float, float]] = {}
+  scores: dict[int, tuple[float, ...]] = {}
   pending = []  # one batch runs while the sums of the one before are read
   for batch, example_index_BS in batches:
     _check_segments(batch, example_index_BS)
@@ -40,11 +40,11 @@ def score(params, score_step: Callable, batches: Iterable, examples: Iterable[in
 
 
 def make_score_step(
-  cfg: DecoderConfig, mesh: Mesh, num_segments: int, dtype=jnp.bfloat16
+  cfg: DecoderConfig, mesh: Mesh, num_segments: int, dtype=jnp.bfloat16, *, misses: bool = False
 ) -> Callable:
   """score_step(params, batch) -> nll_BS, tokens_BS: float32 sums of segments 1..num_segments.
 
-  batch holds numpy arrays, the same on every process; both results are on every process.
+  With `misses` a third one: how many of the tokens are not the likeliest. batch holds numpy arrays, the same on every process; both results are on every process.
   """
   by_row = NamedSharding(mesh, meshes.BATCH_SPEC)
   replicated = NamedSharding(mesh, P())
@@ -58,11 +58,15 @@ def make_score_step(
     # where, not a product: an untrained token's nll may be inf, and inf * 0 is nan.
     nll_BT = jnp.where(batch.weights > 0, nll_BT, 0.0)
     mine_BTS = batch.segments[:, :, None] == jnp.arange(1, num_segments + 1)[None, None, :]
-    nll_BS = jnp.sum(jnp.where(mine_BTS, nll_BT[:, :, None], 0.0), axis=1)
-    tokens_BS = jnp.sum(jnp.where(mine_BTS, batch.weights[:, :, None], 0.0), axis=1)
-    return nll_BS[:rows], tokens_BS[:rows]
+    columns = [nll_BT, batch.weights]
+    if misses:
+      is_other_BT = jnp.argmax(logits_BTV, axis=-1) != batch.targets
+      columns.append(jnp.where(is_other_BT, batch.weights, 0.0))
+    return tuple(
+      jnp.sum(jnp.where(mine_BTS, x_BT[:, :, None], 0.0), axis=1)[:rows] for x_BT in columns
+    )
 
-  compiled = jax.jit(sums, static_argnames="rows", out_shardings=(replicated, replicated))
+  compiled = jax.jit(sums, static_argnames="rows", out_shardings=replicated)
 
   def score_step(params, batch: Batch):
     rows = batch.tokens.shape[0]
@@ -90,12 +94,12 @@ def _check_segments(batch: Batch, example_index_BS) -> None:
 
 
 def _collect(example_index_BS, sums, scores) -> None:
-  nll_BS, tokens_BS = jax.device_get(sums)
-  assert nll_BS.shape == example_index_BS.shape, (nll_BS.shape, example_index_BS.shape)
+  sums = jax.device_get(sums)
+  assert sums[0].shape == example_index_BS.shape, (sums[0].shape, example_index_BS.shape)
   for row, segment in np.argwhere(example_index_BS >= 0):
     example = int(example_index_BS[row, segment])
     assert example not in scores, f"example {example} was scored twice"
-    scores[example] = float(nll_BS[row, segment]), float(tokens_BS[row, segment])
+    scores[example] = tuple(float(sum_BS[row, segment]) for sum_BS in sums)
 
 
 def _pad_rows(x_BT, shards: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.table import Table
@@ -13,10 +14,15 @@ METRIC_FORMAT = {
   "loss": ".3f",
   "bits_per_byte": ".3f",
   "fidelity": ".0%",
+  "coverage": ".0%",
+  "line_pass": ".0%",
+  "word_pass": ".0%",
   "stopped": ".0%",
   "chrf": ".1f",
   "exact": ".0%",
 }
+
+LEFT_OUT = ("exact", "line_pass", "word_pass")  # of the line of an evaluation
 
 
 def plan_table(ledger: dict) -> Table:
@@ -67,12 +73,27 @@ def plan_lines(ledger: dict) -> list[str]:
     if len(used) > 1:
       parts = ", ".join(f"{source} {of['examples']:,}" for source, of in used.items())
       lines.append(f"{lang} by source: {parts} examples")
+  sample = ledger["language_judged_every"] > 1
   flagged: dict[str, list[str]] = {}
   for lang, e in ledger["languages"].items():
     for reason, count in e["flagged"].items():
-      flagged.setdefault(reason, []).append(f"{lang} {count:,}")
+      of = f" of {e['language_judged']:,} judged" if sample and reason == "wrong language" else ""
+      flagged.setdefault(reason, []).append(f"{lang} {count:,}{of}")
   lines += [f"kept, but {reason}: {', '.join(rows)}" for reason, rows in sorted(flagged.items())]
-  return lines
+  return lines + judged_line(ledger)
+
+
+def judged_line(ledger: dict) -> list[str]:
+  """Says of how many rows the language of the answer was judged, where that is a sample."""
+  every = ledger.get("language_judged_every", 0)
+  if every < 2:
+    return []
+  parts = (
+    f"{lang} {e['language_judged']:,} of {e['available']:,}"
+    for lang, e in ledger["languages"].items()
+    if e["available"]
+  )
+  return [f"language of answers judged on a sample, one row in {every}: {', '.join(parts)}"]
 
 
 def left_out(sets) -> list[str]:
@@ -86,12 +107,14 @@ def left_out(sets) -> list[str]:
 
 def ledger_table(ledger: dict) -> Table:
   """Planned beside trained, as the device counted it."""
-  table = Table(title="ledger: planned / trained", title_justify="left")
+  ended = f", up to step {ledger['steps_done']}" if ledger["steps_done"] < ledger["steps"] else ""
+  table = Table(title=f"ledger: planned{ended} / trained", title_justify="left")
   for name in ("language", "examples", "tokens", "trained tokens", "repeats", "truncated"):
     table.add_column(name, justify="left" if name == "language" else "right")
   for lang, e in ledger["languages"].items():
     if e["examples"]:
-      pairs = [f"{e[k]:,} / {e['trained'][k]:,}" for k in ("examples", "tokens", "trained_tokens")]
+      counts = ("examples", "tokens", "trained_tokens")
+      pairs = [f"{e.get('due', e)[k]:,} / {e['trained'][k]:,}" for k in counts]
       table.add_row(lang, *pairs, f"{e['repeats']:,}", f"{e['truncated']:,}")
   return table
 
@@ -99,13 +122,19 @@ def ledger_table(ledger: dict) -> Table:
 def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
   """One line per evaluation: the mean and the worst language of each metric."""
   parts = [f"eval {step:>{len(str(total))}}/{total}  {name}"]
-  for metric, form in METRIC_FORMAT.items():
+  for metric in shown_metrics(by_lang[MEAN]):
+    form = METRIC_FORMAT.get(metric, ".3f")
     mean, worst = by_lang[MEAN].get(metric), by_lang[WORST].get(metric)
-    if mean and mean["value"] is not None and metric != "exact":
+    if mean and mean["value"] is not None and metric not in LEFT_OUT:
       parts.append(
         f"{metric} {mean['value']:{form}} (worst {worst['lang']} {worst['value']:{form}})"
       )
   return "  ".join(parts)
+
+
+def shown_metrics(found: Iterable[str]) -> list[str]:
+  """The metrics of a set in the order of tables, those of a suite's own at the end."""
+  return [m for m in METRIC_FORMAT if m in found] + sorted(set(found) - METRIC_FORMAT.keys())
 
 
 def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
@@ -159,7 +188,7 @@ def _base_name(path: str) -> str:
 
 
 def _set_rows(before: dict, after: dict) -> list[str]:
-  metrics = [m for m in METRIC_FORMAT if m in after[MEAN]]
+  metrics = shown_metrics(after[MEAN])
   rows = [f"| language | {' | '.join(metrics)} |", f"|---|{'--:|' * len(metrics)}"]
   for lang, figures in after.items():
     cells = []
@@ -174,4 +203,4 @@ def _show(metric: str, figure: dict | None) -> str:
   if not figure or figure["value"] is None:
     return "–"
   worst = f"{figure['lang']} " if "lang" in figure else ""
-  return f"{worst}{figure['value']:{METRIC_FORMAT[metric]}}"
+  return f"{worst}{figure['value']:{METRIC_FORMAT.get(metric, '.3f')}}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -163,6 +164,19 @@ def abstract_like(shapes, shardings):
   return jax.tree.map(
     lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
   )
+
+
+def rounds_since_best(values: Sequence[float | None], *, lower_is_better: bool) -> int:
+  """How many values came after the best one; a value that is missing or not finite is no better.
+
+  lower_is_better   3.0 2.0 2.5 2.0 -> 2
+  """
+  sign = -1 if lower_is_better else 1
+  best, at = -math.inf, -1
+  for i, value in enumerate(values):
+    if value is not None and math.isfinite(value) and sign * value > best:
+      best, at = sign * value, i
+  return len(values) - 1 - at
 
 
 def prefers_lower(metric: str) -> bool:

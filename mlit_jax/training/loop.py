@@ -34,7 +34,9 @@ class Run:
   peak_flops: float | None
   evaluate: Callable  # (step, params) -> what "best" goes by: then the step is saved; or None
   save: Callable  # (state, trained, metric) -> None
+  has_stalled: Callable  # step -> whether the evaluations up to it say that the run should end
   log: Callable  # (step, {name: value}) -> None
+  note: Callable | None  # (step, batch on the mesh), for `log.batches`
   terminal: Terminal
   trained: dict[str, dict[str, int]]  # the ledger's counts so far; grows with every step read
   eval_every: int
@@ -47,6 +49,7 @@ def train(run: Run, state: State) -> State:
   start = step = int(state.step)
   pending: tuple[int, StepMetrics] | None = None
   meter = Meter()
+  stalled = run.has_stalled(step)
   with (
     StopSignal() as stop,
     jax.set_mesh(run.mesh),
@@ -54,7 +57,7 @@ def train(run: Run, state: State) -> State:
     # A silent copy between host and device stops the run: it would wait for the step.
     jax.transfer_guard("disallow"),
   ):
-    while step < run.total_steps:
+    while step < run.total_steps and not stalled:
       stopping = stop.agreed(step)
       if stopping or _due(step, start, run.eval_every) or _due(step, start, run.save_every):
         _read(run, pending, meter)
@@ -63,16 +66,19 @@ def train(run: Run, state: State) -> State:
         with jax.transfer_guard("allow"):
           if not stopping and _due(step, start, run.eval_every):
             metric = run.evaluate(step, state.params)
+            stalled = run.has_stalled(step)
           if stopping or _due(step, start, run.save_every) or metric is not None:
             run.save(state, run.trained, metric)
         meter.start += time.perf_counter() - began  # the speed is that of training
+      if stalled:
+        break
       if stopping:
         raise Stopped(
           f"{stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on"
         )
       batch = next(run.batches, None)
       assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
-      state, metrics = run.train_step(state, _put(batch, run))
+      state, metrics = run.train_step(state, _put(batch, run, step))
       _read(run, pending, meter)
       pending = (step, metrics)
       step += 1
@@ -87,10 +93,13 @@ def _due(step: int, start: int, every: int) -> bool:
   return every > 0 and step > start and step % every == 0
 
 
-def _put(batch: Batch, run: Run):
+def _put(batch: Batch, run: Run, step: int):
   check_batch(batch, len(meshes.process_rows(run.mesh, run.rows)), run.max_length)
   with jax.transfer_guard("allow"):
-    return meshes.put_batch(batch, run.mesh, run.rows)
+    there = meshes.put_batch(batch, run.mesh, run.rows)
+    if run.note is not None:
+      run.note(step, there)
+    return there
 
 
 def _read(run: Run, pending: tuple[int, StepMetrics] | None, meter: Meter) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from mlit_jax import charts, page, runtime
 from mlit_jax.charts import escape
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN
-from mlit_jax.training.card import METRIC_FORMAT
+from mlit_jax.training.card import METRIC_FORMAT, judged_line
 from mlit_jax.training.run_files import SUMMARY_ROWS, Run, read_run
 
 NAMES = {"fidelity": "language fidelity", "bits_per_byte": "bits per byte", "chrf": "chrF"}
@@ -130,7 +130,7 @@ def curves(run: Run) -> str:
     for metric in ("bits_per_byte", "loss"):
       points = _series(run, f"eval/{name}/", f"/{metric}")
       if any(len(p) > 1 for p in points.values()):
-        drawn.append(_curve_chart(run, f"{name}: {_name(metric)}", points, MEAN))
+        drawn.append(_curve_chart(run, f"{name}: {metric_name(metric)}", points, MEAN))
         break
   points = _series(run, "train/loss/", "")
   whole = _series(run, "train/", "loss")
@@ -153,7 +153,10 @@ def ledger_table(run: Run) -> str:
     return _missing("Ledger", "No data_plan.json lies here.")
   counted = ("examples", "tokens", "trained_tokens")
   wrong = [
-    x for x, e in languages.items() for k in counted if "trained" in e and e["trained"][k] != e[k]
+    x
+    for x, e in languages.items()
+    for k in counted
+    if "trained" in e and e["trained"][k] != e.get("due", e)[k]
   ]
   if not _is_finished(run):
     text = "What the plan says; the run has not ended, so nothing stands beside it."
@@ -163,6 +166,11 @@ def ledger_table(run: Run) -> str:
     text = (
       "Planned, and beside it what the device counted in the batches: they agree in every language."
     )
+    done, steps = run.ledger.get("steps_done"), run.ledger.get("steps")
+    if done is not None and done < steps:
+      text += f" The run ended by itself at step {done:,} of {steps:,}; planned is what the plan has up to there."
+  for line in judged_line(run.ledger):
+    text += f" {escape(line[0].upper() + line[1:])}."
   rows = "".join(
     f"<tr>{_ledger_cells(lang, languages[lang])}</tr>{_source_rows(languages[lang])}"
     for lang in run.order(languages)
@@ -180,8 +188,9 @@ def ledger_table(run: Run) -> str:
     "bytes_per_token": None,
   }
   total["share_of_trained_tokens"] = sum(e["share_of_trained_tokens"] for e in languages.values())
-  if all("trained" in e for e in languages.values()):
-    total["trained"] = {k: sum(e["trained"][k] for e in languages.values()) for k in counted}
+  for column in ("trained", "due"):
+    if all(column in e for e in languages.values()):
+      total[column] = {k: sum(e[column][k] for e in languages.values()) for k in counted}
   return (
     f'<h2>Ledger</h2>\n<p class="quiet">{text} Padding {run.ledger.get("padding", 0):.1%}.</p>\n<div class="wide"><table><thead>'
     '<tr><th rowspan="2" class="lang">language</th><th rowspan="2">rows read</th><th rowspan="2">dropped</th>'
@@ -206,7 +215,7 @@ def metrics_table(run: Run, name: str) -> str:
     rows.append(
       f'<tr{" class=sum" if lang == MEAN else ""}><td class="lang">{page.language(lang)}</td>{cells}</tr>'
     )
-  titles = "".join(f"<th>{escape(_name(m))}</th>" for m in metrics)
+  titles = "".join(f"<th>{escape(metric_name(m))}</th>" for m in metrics)
   return (
     f"<h2>All metrics: {escape(name)}, step {last}</h2>\n"
     '<p class="quiet">Value, 95 % interval, number of examples.</p>\n'
@@ -265,7 +274,7 @@ def _change_chart(run: Run, metric: str, old: dict, new: dict) -> charts.Chart:
     )
   better = "lower" if metric in LOWER_IS_BETTER else "higher"
   return charts.dumbbells(
-    f"{_name(metric)} ({better} is better)",
+    f"{metric_name(metric)} ({better} is better)",
     "per epoch" if run.ledger else "",
     rows,
     lambda v: f"{v:.0%}" if metric == "fidelity" else f"{v:g}",
@@ -326,8 +335,9 @@ def _pairs(e: dict) -> str:
   cells = ""
   for k in ("examples", "tokens", "trained_tokens"):
     counted = e.get("trained", {}).get(k)
-    kind = ' class="wrong"' if counted not in (None, e[k]) else ""
-    cells += f"<td>{e[k]:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
+    planned = e.get("due", e)[k]
+    kind = ' class="wrong"' if counted not in (None, planned) else ""
+    cells += f"<td>{planned:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
   return cells
 
 
@@ -345,7 +355,7 @@ def _figure_cell(metric: str, figure: dict | None) -> str:
     )
   interval = ""
   if charts.is_number(figure.get("low")) and charts.is_number(figure.get("high")):
-    interval = f"{_format(metric, figure['low'])} – {_format(metric, figure['high'])}, "
+    interval = f"{as_text(metric, figure['low'])} – {as_text(metric, figure['high'])}, "
   return f"{escape(_worst_names(figure))} {value}<small>{interval}n {figure['n']:,}</small>"
 
 
@@ -368,17 +378,17 @@ def _missing(title: str, text: str) -> str:
   return f'<h2>{escape(title)}</h2>\n<p class="quiet">{escape(text)}</p>'
 
 
-def _name(metric: str) -> str:
+def metric_name(metric: str) -> str:
   return NAMES.get(metric, metric.replace("_", " "))
 
 
 def _value(metric: str, figure: dict) -> str:
   if charts.is_number(figure["value"]):
-    return _format(metric, figure["value"])
+    return as_text(metric, figure["value"])
   return "not finite" if figure["n"] else "–"
 
 
-def _format(metric: str, value: float) -> str:
+def as_text(metric: str, value: float) -> str:
   return f"{value:{METRIC_FORMAT.get(metric, '.3f')}}"
 
 

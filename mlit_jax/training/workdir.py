@@ -131,11 +131,14 @@ def log(root: Path, step: int, event: dict) -> None:
 
 def forget_after(root: Path, step: int) -> None:
   """Drop events after `step`: the run goes on from there and will log them again."""
-  path = root / "metrics.jsonl"
-  if not runtime.is_main() or not path.exists():
-    return
+  if runtime.is_main() and (root / "metrics.jsonl").exists():
+    forget_lines(root / "metrics.jsonl", step)
+
+
+def forget_lines(path: Path, step: int) -> None:
+  """Keep of a file of events only those up to `step`."""
   kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  for line in path.read_text(encoding="utf-8").split("\n"):
     try:
       if json.loads(line)["step"] <= step:
         kept.append(line + "\n")
@@ -146,10 +149,18 @@ def forget_after(root: Path, step: int) -> None:
 
 def was_evaluated(root: Path, step: int) -> bool:
   """Whether metrics.jsonl has the evaluation of this step."""
+  return any(e["step"] == step and any(k.startswith("eval/") for k in e) for e in _events(root))
+
+
+def measured(root: Path, name: str, step: int) -> dict[int, float | None]:
+  """{step: value} of one figure in metrics.jsonl, up to `step`."""
+  return {e["step"]: e[name] for e in _events(root) if name in e and e["step"] <= step}
+
+
+def _events(root: Path) -> list[dict]:
   path = root / "metrics.jsonl"
   lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-  events = [json.loads(line) for line in lines]
-  return any(e["step"] == step and any(k.startswith("eval/") for k in e) for e in events)
+  return [json.loads(line) for line in lines]
 
 
 def forget_unbegun(root: Path) -> None:

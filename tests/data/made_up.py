@@ -45,6 +45,8 @@ def make_encoded(examples, *, fingerprint="made up", sources=("rows",), source_o
     rows_read={},
     dropped={},
     flagged={},
+    language_judged={},
+    language_judged_every=0,
     fingerprint=fingerprint,
   )
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -150,13 +151,71 @@ def test_what_only_reports_and_where_files_lie_do_not_change_the_plan(files, tok
   held_out = read_sources([files[1]]).conversations
   flagged = built(files, recipe_of(tokenizer, report, held_out), tmp_path / "c")
   assert flagged.fingerprint == first.fingerprint and not first.flagged
-  assert flagged.flagged["sw"]["overlap exact"] == 6  # duplicates too
+  # Rows 5 to 8 of the second file: two of them are in the first as well, and went as duplicates.
+  assert flagged.flagged["sw"]["overlap exact"] == 4
   moved = tmp_path / "elsewhere"
   moved.mkdir()
   names = [str(Path(f).rename(moved / Path(f).name)) for f in files]
   elsewhere = built(names, recipe_of(tokenizer), tmp_path / "c")
   assert elsewhere.fingerprint == first.fingerprint
   assert elsewhere.place(0) == f"{names[0]}:1" and elsewhere.sources == tuple(names)
+
+
+def test_only_rows_that_stay_are_counted_as_flagged(tokenizer, tmp_path):
+  """Of six rows in another script: one is too long, two are there twice, one is nearly the same."""
+  asked = f"{ASKED['en'] * 12} Number"
+  russian = {"completion": ANSWERED["ru"]}
+  rows = [row("fi", i) | russian for i in (1, 2, 1, 2)]
+  rows += [row("fi", 3) | {"completion": ANSWERED["ru"] * 100}]
+  rows += [row("en", 0) | {"prompt": f"{asked} {i}?"} | russian for i in range(2)]
+  path = write(tmp_path / "a.jsonl", [*rows, row("fi", 4)])
+  settings = OFF | {"wrong_script": "report", "near_duplicates": "report"}
+  found = built([path], recipe_of(tokenizer, settings), tmp_path / "c")
+  assert found.dropped == {"fi": {"over_long": 1, "duplicate": 2}}
+  assert found.flagged == {
+    "fi": {"wrong script": 2},
+    "en": {"wrong script": 2, "near duplicate": 1},
+  }
+  found = built(
+    [path], recipe_of(tokenizer, settings | {"near_duplicates": "drop"}), tmp_path / "c"
+  )
+  assert found.dropped["en"] == {"near duplicate": 1}
+  assert found.flagged == {"fi": {"wrong script": 2}, "en": {"wrong script": 1}}
+
+
+def test_how_many_rows_were_judged_by_their_language(tokenizer, tmp_path):
+  """Of those that stay; not the short ones, nor a language that lingua does not know."""
+  german = "Das ist ganz sicher nicht auf Finnisch geschrieben, Nummer"
+  rows = [row("fi", i) | {"completion": f"{german} {i % 30}."} for i in range(40)]
+  rows += [row("fi", i) | {"completion": "Joo."} for i in range(5)]
+  rows += [row("fi", i) | {"lang": "tlh", "completion": f"{german} {i}."} for i in range(3)]
+  path = write(tmp_path / "a.jsonl", [*rows, *rows[:7]])
+  settings = OFF | {"wrong_language": "report"}
+  found = built([path], recipe_of(tokenizer, settings), tmp_path / "c")
+  assert found.language_judged_every == 1 and len(found) == 48
+  assert found.language_judged == {"fi": 40} and found.flagged == {"fi": {"wrong language": 40}}
+
+  recipe = recipe_of(tokenizer, settings)
+  recipe = dataclasses.replace(
+    recipe, hygiene=dataclasses.replace(recipe.hygiene, language_every=4)
+  )
+  sample = built([path], recipe, tmp_path / "c")
+  assert sample.language_judged_every == 4 and sample.fingerprint == found.fingerprint
+  judged = sample.language_judged["fi"]
+  ids = [int(sample.example_id(i)[:8], 16) for i in range(40)]
+  assert 0 < judged < 40 and judged == sum(n % 4 == 0 for n in ids)
+  assert sample.flagged == {"fi": {"wrong language": judged}}
+  off = built([path], recipe_of(tokenizer), tmp_path / "c")
+  assert off.language_judged_every == 0 and off.language_judged == {}
+
+
+def test_a_cache_of_another_format_is_passed_over_and_the_plan_stays(
+  files, tokenizer, tmp_path, monkeypatch
+):
+  first = built(files, recipe_of(tokenizer), tmp_path / "c")
+  monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+  again = built(files, recipe_of(tokenizer), tmp_path / "c")
+  assert len(list((tmp_path / "c").iterdir())) == 2 and again.fingerprint == first.fingerprint
 
 
 def test_hygiene_drops_on_request_and_counts_by_language(tokenizer, tmp_path):
@@ -198,10 +257,36 @@ def _die(code):
   os._exit(code)
 
 
+def test_the_first_of_equal_ids_is_kept_in_whatever_block_it_stands(monkeypatch):
+  monkeypatch.setattr(cache, "BLOCK", 7)
+  rng = np.random.default_rng(0)
+  ids = rng.integers(0, 6, (200, 2), dtype=np.uint64)  # many have one half in common, some both
+  seen, expected = set(), []
+  for pair in ids.tolist():
+    expected.append(tuple(pair) not in seen)
+    seen.add(tuple(pair))
+  assert cache._first_of_each(ids).tolist() == expected
+  assert cache._first_of_each(np.zeros((0, 2), np.uint64)).tolist() == []
+
+
+def test_looking_for_duplicates_takes_little_beside_the_ids(monkeypatch):
+  monkeypatch.setattr(cache, "BLOCK", 1 << 14)
+  ids = np.random.default_rng(0).integers(0, 2**63, (400_000, 2), dtype=np.uint64)
+  ids[300_000:300_100] = ids[:100]
+  tracemalloc.start()
+  try:
+    keep = cache._first_of_each(ids)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert np.flatnonzero(~keep).tolist() == list(range(300_000, 300_100))
+  assert peak / len(ids) < 20  # bytes; the ids themselves are 16
+
+
 # --- processes
 
 BUILD = """
-import sys, time
+import os, sys, time
 from mlit_jax.data import cache
 from mlit_jax.data.cache import open_cache
 from mlit_jax.data.sources import open_sources
@@ -212,6 +297,8 @@ cache.CHUNK, cache.ALONE = 20, 1
 def slow(part):
   print("part", flush=True)
   time.sleep({pause})
+  while os.path.exists({hold!r}):
+    time.sleep(0.02)
 recipe = test_cache.recipe_of(Tokenizer.load(str(test_cache.FOLDER)))
 encoded, _ = open_cache(
   open_sources([{path!r}]), recipe, __import__("pathlib").Path({folder!r}), num_workers={workers},
@@ -220,9 +307,15 @@ print(len(encoded), encoded.fingerprint)
 """
 
 
-def start(path, folder, pause=0.0, workers=1):
+def start(path, folder, pause=0.0, workers=1, hold=""):
+  """A process that builds the cache; it goes on after a part when there is no file `hold`."""
   code = BUILD.format(
-    tests=str(Path(__file__).parent), path=path, folder=str(folder), pause=pause, workers=workers
+    tests=str(Path(__file__).parent),
+    path=path,
+    folder=str(folder),
+    pause=pause,
+    workers=workers,
+    hold=str(hold),
   )
   env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
   return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
@@ -243,11 +336,15 @@ def test_two_processes_build_once_and_a_killed_build_is_forgotten(tokenizer, tmp
     time.sleep(0.1)
   assert not children_of_workers(killed.pid)  # its workers went with it
 
-  one = start(path, folder, pause=0.1)
+  hold = tmp_path / "hold"
+  hold.touch()
+  one = start(path, folder, hold=hold)
   assert one.stdout.readline() == "part\n"
   two = start(path, folder)
+  assert two.stdout.readline() == "waiting\n"
+  hold.unlink()
   out = [p.communicate(timeout=120)[0].split("\n") for p in (one, two)]
-  assert out[0].count("part") == 11 and "part" not in out[1] and "waiting" in out[1]
+  assert out[0].count("part") == 11 and "part" not in out[1]
   assert out[0][-2] == out[1][-2] and out[0][-2].startswith("240 ")
   assert [p.name.startswith(".") for p in folder.iterdir()] == [False]
 

@@ -109,6 +109,14 @@ def test_what_cannot_be_told_is_not_judged(text, lang):
   assert not in_other_language(text, lang, (*LANGUAGES, "da", "hr", "id"))
 
 
+def test_whether_it_was_judged_at_all():
+  german = "Ich weiß es leider auch nicht so genau."
+  assert in_other_language(german, "fi", LANGUAGES) is True
+  assert in_other_language(german, "de", LANGUAGES) is False
+  assert in_other_language("Ich weiß es nicht", "fi", LANGUAGES) is None
+  assert in_other_language(german, "tlh", LANGUAGES) is None
+
+
 def test_what_may_be_the_language_of_the_row_is_not_judged():
   text = "No problem, señor Martinez, see you mañana"  # Spanish 0.54, English 0.13, the rest less
   assert in_other_language(text, "it", LANGUAGES)

@@ -32,6 +32,8 @@ def run():
       "fi": {"over_long": 3, "duplicate": 3}, "zh": {"over_long": 1}, "?": {"broken JSON": 4},
     },
     flagged={"fi": {"wrong script": 1}},
+    language_judged={"en": 3, "fi": 2},
+    language_judged_every=2,
   )  # fmt: skip
   plan = make_plan(
     encoded, MIXTURE, seed=5, rows_per_step=2, max_length=16, epochs=2, max_repeats=2
@@ -44,7 +46,7 @@ def test_the_head(run):
   encoded, plan, ledger = run
   assert {k: v for k, v in ledger.items() if k not in ("languages", "padding", "stages")} == {
     "hash": plan.hash, "made_from": {"a.jsonl": "12"}, "seed": 5, "mixture": MIXTURE, "steps": plan.steps,
-    "epochs": 2, "rows_per_step": 2, "max_length": 16,
+    "epochs": 2, "rows_per_step": 2, "max_length": 16, "language_judged_every": 2,
   }  # fmt: skip
   assert ledger["stages"] == [
     {
@@ -148,6 +150,8 @@ def test_sources_that_share_a_language_stand_beside_one_another(run):
   assert sum(of["examples"] for of in sources.values()) == 12 and sources["more"]["examples"] > 0
   assert ledger["languages"]["fi"]["sources"].keys() == {"rows"}
   assert ledger["languages"]["fi"]["flagged"] == {"wrong script": 1}
+  judged = {lang: (e["language_judged"], e["available"]) for lang, e in ledger["languages"].items()}
+  assert judged == {"?": (0, 0), "en": (3, 8), "fi": (2, 2), "sw": (0, 1), "zh": (0, 0)}
 
 
 def test_the_ledger_is_plain_json(run):

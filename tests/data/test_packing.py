@@ -19,14 +19,14 @@ def test_the_worked_example():
 
 
 def test_an_item_goes_into_the_fullest_row_with_room():
-  assert pack([5, 6, 4, 5], capacity=10) == [[1, 2], [0, 3]]
+  assert pack([5, 6, 4, 5], capacity=10) == [[0, 3], [1, 2]]
   assert pack([5, 5, 5], capacity=10) == [[0, 1], [2]]
-  assert pack([10, 1, 10], capacity=10) == [[0], [2], [1]]  # full rows leave at once
+  assert pack([10, 1, 10], capacity=10) == [[0], [1], [2]]  # in the order of their first items
 
 
 def test_the_fullest_row_is_closed_when_too_many_are_open():
-  assert pack([4, 5, 3], capacity=6, open_bins=2) == [[1], [0], [2]]
-  assert pack([4, 5, 3, 1], capacity=6, open_bins=2) == [[1], [0, 3], [2]]
+  assert pack([4, 5, 3, 1], capacity=6, open_bins=2) == [[0, 3], [1], [2]]
+  assert pack([4, 5, 3, 1], capacity=6, open_bins=3) == [[0], [1, 3], [2]]
   assert pack([3, 4, 2, 1], capacity=5, open_bins=1) == [[0], [1], [2, 3]]
 
 
@@ -41,14 +41,13 @@ def naive_pack(lengths, capacity, open_bins):
       if len(opened) == open_bins:
         full = min(zip(space, [row[0] for row in opened], opened, strict=True))[2]
         opened.remove(full)
-        rows.append(full)
       row = []
       opened.append(row)
+      rows.append(row)
     row.append(item)
     if sum(lengths[i] for i in row) == capacity:
       opened.remove(row)
-      rows.append(row)
-  return rows + opened
+  return rows
 
 
 @hypothesis.given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 32), st.integers(1, 6))
@@ -71,13 +70,13 @@ def test_rows_are_full_and_keep_the_balance_of_languages():
   fill = sum(lengths) / (len(rows) * 2048)
   assert fill > 0.995, fill
 
-  # Language and length of every prefix of the packed run against the whole run. Measured: 20 examples of
-  # Finnish with 64 open rows, 71 of Finnish and 93 of English with any number of them.
+  # Language and length of every prefix of the packed run against the whole run. Measured: 16 examples of
+  # English with 64 open rows, 38 with any number of them; in the order in which rows close 20 of Finnish.
   flat = [i for row in rows for i in row]
   seen = np.arange(1, len(flat) + 1)
   for lang in scale:
     here = np.cumsum([order[i] == lang for i in flat])
-    assert np.abs(here - seen * here[-1] / len(flat)).max() < 32, lang
+    assert np.abs(here - seen * here[-1] / len(flat)).max() < 18, lang
   tokens = np.cumsum([lengths[i] for i in flat])
   drift = np.abs(tokens - seen * tokens[-1] / len(flat)).max() / tokens[-1]
   assert drift < 0.01, drift

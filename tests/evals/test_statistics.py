@@ -59,8 +59,16 @@ def test_ratio_weighs_tokens_not_examples():
 
 
 def test_draws_without_tokens_do_not_spoil_the_interval():
-  figure = ratio_figure([2.0, 0.0, 0.0], [1.0, 0.0, 0.0])
-  assert (figure.low, figure.value, figure.high) == (2.0, 2.0, 2.0)
+  figure = ratio_figure([2.0, 0.0, 0.0, 3.0], [1.0, 0.0, 0.0, 1.0])
+  assert figure.low < figure.value == 2.5 < figure.high
+  assert np.isfinite([figure.low, figure.high]).all()
+
+
+def test_equal_values_without_known_ends_claim_no_interval():
+  assert ratio_figure([2.0, 0.0, 0.0], [1.0, 0.0, 0.0]) == Figure(2.0, 3, None, None)
+  assert mean_figure([0.1] * 50) == Figure(pytest.approx(0.1), 50, None, None)
+  equal = macro_figure(np.full((9, 3), 0.1), np.ones((9, 3)))
+  assert equal == Figure(pytest.approx(0.1), 27, None, None)
 
 
 def test_bootstrap_of_a_mean_is_as_wide_as_theory_says():
@@ -81,7 +89,7 @@ def test_resampling_in_pieces_is_sound(monkeypatch):
   monkeypatch.setattr(statistics, "MAX_COUNTS_AT_ONCE", 70)
   columns_N1 = np.arange(10.0)[:, None]
   sums_S1 = statistics.resample_sums(columns_N1, seed=0)
-  assert sums_S1.shape == (1000, 1)
+  assert sums_S1.shape == (2000, 1)
   assert sums_S1.mean() == pytest.approx(45.0, abs=1.5)
   assert sums_S1.std() == pytest.approx(math.sqrt(10 * 8.25), abs=1.0)
   assert len(np.unique(sums_S1[:7])) > 1
@@ -111,7 +119,7 @@ def test_parallel_examples_are_drawn_together():
 
 
 def test_macro_share_of_all_hits_has_a_width():
-  figure = macro_figure(np.ones((10, 3)), np.ones((10, 3)), wilson=True)
+  figure = macro_figure(np.ones((10, 3)), np.ones((10, 3)), bounds=(0, 1))
   assert figure.value == figure.high == 1.0
   low, _ = statistics.wilson_interval(10, 10)
   assert figure.low == pytest.approx(1 - (1 - low) / math.sqrt(3))

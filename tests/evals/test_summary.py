@@ -66,7 +66,10 @@ def test_every_metric_by_hand():
 
 def test_generations_are_scored_and_empty_answers_fail():
   summary = summarise(score_responses(generations(), LanguageDetector(["fi", "sw"])))["chat"]
-  assert set(summary["fi"]) == {"fidelity", "stopped", "chrf", "exact"}
+  names = {"fidelity", "coverage", "line_pass", "stopped", "chrf", "exact"}
+  assert set(summary["fi"]) == names  # Latin words are looked for in other scripts
+  assert summary["fi"]["coverage"]["value"] == 0.5 and summary["sw"]["coverage"]["value"] == 1.0
+  assert summary["fi"]["line_pass"]["value"] == 1.0 and summary["fi"]["line_pass"]["n"] == 1
   assert summary["fi"]["fidelity"]["value"] == 0.5  # the empty answer counts
   assert summary["sw"]["fidelity"]["value"] == 0.5  # the English one fails
   assert summary["fi"]["stopped"]["value"] == 1.0
@@ -162,6 +165,7 @@ def test_files(tmp_path):
     "stopped": True,
     "tokens": 6,
     "model": "runs/a@20",
+    "set": "chat",
   }
 
 

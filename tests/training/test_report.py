@@ -306,6 +306,13 @@ def test_the_ledger_is_shown_planned_beside_trained(tmp_path):
   write(root / "data_plan.json", plan)
   text = write_report(root).read_text(encoding="utf-8")
   assert '<td class="wrong">12,443</td>' in text and "differ: fi." in text
+  assert "judged on a sample" not in text
+  plan["language_judged_every"] = 8
+  for entry in plan["languages"].values():
+    entry |= {"language_judged": 150, "available": 1200}
+  write(root / "data_plan.json", plan)
+  text = write_report(root).read_text(encoding="utf-8")
+  assert "judged on a sample, one row in 8: en 150 of 1,200, fi 150 of 1,200" in text
 
 
 def test_answers_stand_beside_each_other_in_their_own_direction(tmp_path):

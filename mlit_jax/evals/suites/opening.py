@@ -1,0 +1,132 @@
+"""What --suite and eval.suites name: a shipped suite with its local copy, or a file of one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from mlit_jax.data.languages import normalise_tag
+from mlit_jax.data.rows import Message
+from mlit_jax.errors import UserError
+from mlit_jax.evals.suites import answering, choosing
+from mlit_jax.evals.suites.suite import MEASURES, Item, Suite, check
+
+SHIPPED: dict[str, Callable[[str], Suite]] = {
+  "aya": answering.aya,
+  "belebele": choosing.belebele,
+  "global_mmlu": choosing.global_mmlu,
+  "language_confusion": answering.language_confusion,
+  "m_arenahard": answering.m_arenahard,
+  "mgsm": answering.mgsm,
+  "multiq": answering.multiq,
+  "sib200": choosing.sib200,
+  "xcopa": choosing.xcopa,
+  "xquad": answering.xquad,
+  "xstorycloze": choosing.xstorycloze,
+}
+FILE_KEYS = {
+  "name": str, "prompts": str, "languages": list, "measure": list, "max_new_tokens": int, "stop": list, "chat": bool,
+}  # fmt: skip
+
+
+def is_suite(spec: str) -> bool:
+  """Whether this names a suite, not a file of rows."""
+  return spec.partition(":")[0] in SHIPPED or spec.endswith((".py", ".suite.json"))
+
+
+def open_suite(spec: str) -> Suite:
+  """NAME:PATH of a shipped suite and its copy, FILE.py with get_suite(), or FILE.suite.json."""
+  name, colon, path = spec.partition(":")
+  if name in SHIPPED:
+    if not colon or not path:
+      raise UserError(f"the suite {name} needs the path of a local copy: {name}:PATH")
+    suite = SHIPPED[name](path)
+  elif spec.endswith(".py"):
+    suite = _from_python(Path(spec))
+  elif spec.endswith(".suite.json"):
+    suite = _from_json(Path(spec))
+  else:
+    raise UserError(
+      f"{spec!r} names no suite. Shipped are {', '.join(SHIPPED)}, each as NAME:PATH; or name a file: FILE.py with "
+      "get_suite(), or FILE.suite.json"
+    )
+  check(suite)
+  return suite
+
+
+def _from_python(path: Path) -> Suite:
+  if not path.is_file():
+    raise UserError(f"the suite {path}: no such file")
+  spec = importlib.util.spec_from_file_location("mlit_suite_file", path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    suite = module.get_suite() if hasattr(module, "get_suite") else None
+  except UserError:
+    raise
+  except Exception as e:  # whatever the user's file does, the fault is in it
+    raise UserError(f"the suite {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
+  if not isinstance(suite, Suite):
+    raise UserError(
+      f"the suite {path} needs a function get_suite() that returns mlit_jax.evals.suites.suite.Suite"
+    )
+  return suite
+
+
+def _from_json(path: Path) -> Suite:
+  """{"prompts": FILE.jsonl, "languages": [...], "measure": [...]}: prompts have id, lang and prompt or messages."""
+  try:
+    given = json.loads(path.read_text(encoding="utf-8"))
+  except OSError as e:
+    raise UserError(f"the suite {path}: cannot be read ({e.strerror})") from None
+  except ValueError as e:
+    raise UserError(f"the suite {path}: broken JSON ({e})") from None
+  if not isinstance(given, dict) or "prompts" not in given:
+    raise UserError(f"the suite {path}: an object with `prompts`, a JSONL file, is expected")
+  for key, value in given.items():
+    if key not in FILE_KEYS:
+      raise UserError(f"the suite {path}: unknown key {key!r}; keys are {', '.join(FILE_KEYS)}")
+    if not isinstance(value, FILE_KEYS[key]):
+      raise UserError(
+        f"the suite {path}: {key} is {value!r}; it must be a {FILE_KEYS[key].__name__}"
+      )
+  items = list(read_prompts(path.parent / given["prompts"]))
+  suite = Suite(
+    name=given.get("name", path.name.removesuffix(".suite.json")),
+    items=items,
+    measure=tuple(given.get("measure", MEASURES[:2])),
+    max_new_tokens=given.get("max_new_tokens", 256),
+    stop=tuple(given.get("stop", ())),
+    chat=given.get("chat", True),
+  )
+  languages = {normalise_tag(tag) for tag in given.get("languages", ())}
+  return suite.only(languages) if languages else suite
+
+
+def read_prompts(path: Path):
+  """Items of a JSONL file: id, lang, prompt or messages; optionally answer, choices, group_id."""
+  if not path.is_file():
+    raise UserError(f"{path}: no such file of prompts")
+  for number, line in enumerate(
+    path.read_bytes().split(b"\n"), 1
+  ):  # splitlines would cut at U+2028
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      turns = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+      yield Item(
+        id=str(row.get("id", number)),
+        lang=normalise_tag(row["lang"]),
+        messages=tuple(Message(m["role"], m["content"]) for m in turns),
+        choices=tuple(row.get("choices", ())),
+        answer=row.get("answer"),
+        group_id=row.get("group_id"),
+      )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+      raise UserError(
+        f"{path}:{number}: expected an object with `lang` and `prompt` or `messages` ({type(e).__name__}: {e})"
+      ) from None
