@@ -3,6 +3,9 @@
 python -m mlit_jax.generate --model runs/quickstart
 python -m mlit_jax.generate --model runs/quickstart@best --prompt "Kwa nini anga ni la bluu?"
 python -m mlit_jax.generate --model runs/quickstart --prompts prompts.jsonl --out answers.jsonl
+
+Without a prompt it is a chat, in which /help lists commands. A sampled answer to a row of --prompts depends
+on its prompt, lang, id and --seed, not on the other rows.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from mlit_jax import runtime
+from mlit_jax.conversation import chat
+from mlit_jax.data.hashing import stable_hash
 from mlit_jax.errors import UserError
 from mlit_jax.evals.decoding import Generator
 from mlit_jax.evals.evaluator import buckets
+from mlit_jax.evals.sampling import Sampling
+from mlit_jax.evals.stopping import GrowingText, check_stop_texts
 from mlit_jax.opening import Opened, open_model, whole_mesh
 from mlit_jax.training.console import Terminal
 
@@ -39,7 +46,18 @@ def main() -> int:
   parser.add_argument("--out", default="", help="JSONL for the answers to --prompts")
   parser.add_argument("--max_new_tokens", type=int, default=256)
   parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-  parser.add_argument("--top_p", type=float, default=1.0)
+  parser.add_argument("--top_p", type=float, default=1.0, help="1 keeps all tokens (default)")
+  parser.add_argument("--top_k", type=int, default=0, help="0 keeps all tokens (default)")
+  parser.add_argument(
+    "--min_p", type=float, default=0.0, help="least probability, as a share of the largest"
+  )
+  parser.add_argument(
+    "--stop",
+    action="append",
+    default=[],
+    metavar="TEXT",
+    help="a text that ends an answer and is not part of it; may be given several times",
+  )
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--system", default="", help="system text")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -57,20 +75,27 @@ def run(args) -> None:
   rows = list(read_prompts(Path(args.prompts))) if args.prompts else []
   if args.prompts and not rows:
     raise UserError(f"--prompts {args.prompts} holds no prompt; write one JSON object a line")
+  check_stop_texts(args.stop)
+  Sampling(
+    args.temperature, args.top_p, args.top_k, args.min_p, args.seed
+  )  # checked before the wait
   runtime.start()
   # On stderr: stdout is the answer's.
-  model = open_model(args.model, whole_mesh(), Terminal(shown=runtime.is_main(), stderr=True))
+  terminal = Terminal(shown=runtime.is_main(), stderr=True)
+  model = open_model(args.model, whole_mesh(), terminal)
   if args.prompts:
-    answers = answer(model, rows, args)
-    lines = [json.dumps(a, ensure_ascii=False) for a in answers]
-    runtime.write_atomic(Path(args.out), "\n".join(lines) + "\n")
-    print(f"{len(answers)} answers in {args.out}")
+    answers = answer(model, rows, args, terminal)
+    if runtime.is_main():
+      lines = [json.dumps(a, ensure_ascii=False) for a in answers]
+      runtime.write_atomic(Path(args.out), "\n".join(lines) + "\n")
+      print(f"{len(answers)} answers in {args.out}")
   elif args.prompt:
     for piece in stream(model, _history(args, args.prompt), args):
       print(piece, end="", flush=True)
     print()
   else:
-    chat(model, args)
+    print(f"{model.name}: write a line; /help lists commands, ctrl-d ends")
+    chat(lambda messages: stream(model, messages, args), system=args.system)
 
 
 def read_prompts(path: Path) -> Iterator[dict]:
@@ -93,17 +118,26 @@ def read_prompts(path: Path) -> Iterator[dict]:
     yield {"id": row.get("id", str(number)), "lang": row.get("lang", ""), "messages": messages}
 
 
-def answer(model: Opened, rows: list[dict], args) -> list[dict]:
-  """One generation row (INTERFACE: Generations) for each prompt row."""
+def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[dict]:
+  """One generation row (INTERFACE: Generations) for each prompt row, in their order."""
   prompts = [_tokens(model, _with_system(args, row["messages"])) for row in rows]
-  generator = _generator(model, max(map(len, prompts), default=1), ROWS, args)
-  completions = generator.generate(model.params, prompts, **_sampling(model, args))
+  generator = _generator(model, max(map(len, prompts), default=1), min(ROWS, len(rows)), args)
+  with terminal.bar(len(rows), what="answers") as bar:
+    completions = generator.generate(
+      model.params,
+      prompts,
+      stop_texts=args.stop,
+      decode=model.tokenizer.decode,
+      ids=[stable_hash(row["lang"], row["id"]) for row in rows],
+      progress=bar.update,
+      **_sampling(model, args),
+    )
   return [
     {
       "id": row["id"],
       "lang": row["lang"],
       "prompt": row["messages"][-1]["content"],
-      "response": model.tokenizer.decode(done.tokens),
+      "response": model.tokenizer.decode(done.tokens) if done.text is None else done.text,
       "stopped": done.stopped,
       "tokens": len(done.tokens),
       "model": model.name,
@@ -112,47 +146,18 @@ def answer(model: Opened, rows: list[dict], args) -> list[dict]:
   ]
 
 
-def chat(model: Opened, args) -> None:
-  """Read lines, print answers as they come; /reset begins anew, /system TEXT sets it, end with ctrl-d."""
-  print(
-    f"{model.name}: write a line; /reset begins anew, /system TEXT sets the system text, ctrl-d ends"
-  )
-  messages = _with_system(args, [])
-  while True:
-    try:
-      line = input("> ").strip()
-    except EOFError:
-      print()
-      return
-    if line == "/reset":
-      messages = _with_system(args, [])
-    elif line.startswith("/system"):
-      args.system = line.removeprefix("/system").strip()
-      messages = _with_system(args, [])
-    elif line:
-      messages.append({"role": "user", "content": line})
-      text = ""
-      for piece in stream(model, messages, args):
-        print(piece, end="", flush=True)
-        text += piece
-      print()
-      messages.append({"role": "assistant", "content": text})
-
-
 def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
   """The answer in pieces of whole characters: a character may span several tokens."""
   prompt = _tokens(model, messages)
   generator = _generator(model, len(prompt), 1, args)
-  tokens, shown = [], ""
+  text = GrowingText(model.tokenizer.decode, args.stop)
   for token in generator.stream(model.params, prompt, **_sampling(model, args)):
-    tokens.append(token)
-    text = model.tokenizer.decode(tokens)
-    if not text.endswith("\ufffd"):
-      yield text[len(shown) :]
-      shown = text
-  rest = model.tokenizer.decode(tokens)[len(shown) :]
-  if rest:
-    yield rest
+    if piece := text.add(token):
+      yield piece
+    if text.stopped:
+      return
+  if piece := text.rest():
+    yield piece
 
 
 def _sampling(model: Opened, args) -> dict:
@@ -161,6 +166,8 @@ def _sampling(model: Opened, args) -> dict:
     "stop_ids": model.tokenizer.stop_ids,
     "temperature": args.temperature,
     "top_p": args.top_p,
+    "top_k": args.top_k,
+    "min_p": args.min_p,
     "seed": args.seed,
   }
 

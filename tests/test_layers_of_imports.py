@@ -24,6 +24,7 @@ MAY_IMPORT = {
   "runtime": {"errors"},
   "config": {"errors"},
   "detect": {"errors"},
+  "conversation": {"errors"},
   "data": {"batch", "detect", "errors"},
   # `data` for its spelling of language tags: what the labels of a detector stand for.
   "detectors": {"detect", "data", "errors"},

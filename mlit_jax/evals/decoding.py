@@ -1,32 +1,56 @@
-"""Generation with a key/value cache: batched for evaluation, token by token for a chat."""
+"""Generation with a key/value cache: many prompts in few rows, or token by token for a chat.
 
+The host decides which prompt sits in which row and for how long; `rows.Programs` does the work.
+"""
+
+from __future__ import annotations
+
+import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from mlit_jax import mesh as meshes
 from mlit_jax.errors import UserError
-from mlit_jax.model import decoder
+from mlit_jax.evals import stopping
+from mlit_jax.evals.rows import MOST_STEPS, NOTHING, STOP, Programs
+from mlit_jax.evals.sampling import Sampling, words_of
+from mlit_jax.model import rope
 from mlit_jax.model.config import DecoderConfig
 
-NO_TOKEN = -1
+# The smallest cache: short prompts and answers get by with one compilation.
+FEWEST_SLOTS = 128
+# Room for so many steps is made at least; with it used up, the host looks again.
+FEWEST_STEPS = 8
+# With stop strings the host looks more often: a row goes on until then.
+STEPS_WITH_TEXTS = 8
+# Prompts are read an eighth of all rows at a time; a quarter of them does for the last answers, where
+# that is worth another compilation.
+PREFILL_PART, LAST_PART, WORTH_SHRINKING = 8, 4, 16
+NO_STOP = (
+  -1
+)  # fills up stop ids to a multiple of STOP_IDS, so that their number compiles nothing anew
+STOP_IDS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-  """The tokens of an answer without the stop token, and whether a stop token came."""
+  """The tokens of an answer without the stop token, and whether it was stopped, not cut off.
+
+  text: where a stop string ended the answer, its text up to there; the tokens are those that spell it.
+  """
 
   tokens: list[int]
   stopped: bool
+  text: str | None = None
 
 
 class Generator:
-  """Answers prompts in a few fixed shapes: one compilation for each bucket, greedy or sampled.
+  """Answers prompts in a few fixed shapes, greedy or sampled. A row whose answer ends takes the next prompt.
 
   prompt_buckets: lengths in tokens to which prompts are padded, such as powers of two.
   rows: prompts decoded at once, rounded up to what the mesh divides.
@@ -44,307 +68,250 @@ class Generator:
   ):
     if max_new_tokens < 1:
       raise UserError(f"max_new_tokens is {max_new_tokens}; an answer needs at least 1.")
-    shards = meshes.batch_shards(mesh)
-    self.cfg, self.mesh, self.dtype = cfg, mesh, dtype
     self.max_new_tokens = max_new_tokens
     self.prompt_buckets = tuple(sorted(prompt_buckets))
-    self.min_rows = shards
-    self.rows = -(-rows // shards) * shards
-    # The model reads the mesh from the context (`constrain`), so each call sits in `set_mesh`.
-    replicated = NamedSharding(mesh, P())
-    self._generate = jax.jit(
-      self._generate_batch,
-      static_argnames=("greedy", "nucleus"),
-      out_shardings=(replicated, replicated),
-    )
-    self._prefill = jax.jit(self._prefill_batch)
-    self._step = jax.jit(
-      self._next_token,
-      static_argnames=("greedy", "nucleus"),
-      donate_argnums=(2,),
-      out_shardings=(replicated, None),
-    )
+    self.limit = rope.most_slots(cfg)
+    self.cfg, self.mesh = cfg, mesh
+    self.shards = meshes.batch_shards(mesh)
+    self.rows = self._sharded(rows)
+    self.prefill_rows = self._sharded(self.rows // PREFILL_PART)
+    self.programs = Programs(cfg, mesh, dtype)
 
   def generate(
     self,
     params,
-    prompts: list[list[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     stop_ids,
+    stop_texts: Sequence[str] = (),
+    decode: Callable[[Sequence[int]], str] | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
     seed: int = 0,
+    ids: Sequence[int] | None = None,
+    max_new_tokens: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
   ) -> list[Completion]:
     """One completion for each prompt, in order. Temperature 0 is greedy.
 
-    An answer depends on its prompt, its index and the seed, never on the prompts it is batched
-    with. On several processes all pass the same prompts, and all get all answers.
+    stop_texts: strings that end an answer, looked for in what `decode` makes of its tokens.
+    ids: a number of up to 64 bits for each prompt, by default its index. A sampled answer depends on
+    prompt, number and seed, never on the other prompts or on where it sits among them.
+    max_new_tokens: of each prompt, at most the generator's.
+    progress: is told how many answers are there.
+
+    On several processes all pass the same prompts, and all get all answers.
     """
-    sampling = _Sampling(temperature, top_p, seed)
-    bucket_of = [self._bucket(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed)
+    stop_texts = stopping.check_stop_texts(stop_texts)
+    if stop_texts and decode is None:
+      raise ValueError("stop_texts are looked for in text: give `decode` too")
+    jobs = self._jobs(prompts, ids, max_new_tokens)
+    # Long ones first: what is left for the end is short, and the largest shape comes at once.
+    waiting = collections.deque(sorted(jobs, key=lambda job: (-job.bucket, -job.limit)))
+    table = _Table(self, params, stop_ids, sampling, self._table_rows(len(jobs)))
     completions: list[Completion | None] = [None] * len(prompts)
-    pending = []  # one batch runs while the answers of the one before are read
-    for index_B, bucket in self._batches(bucket_of):
-      tokens_BT, length_B, real_B = _pad([prompts[i] for i in index_B], self.rows, bucket)
-      number_B = np.zeros(self.rows, np.int32)
-      number_B[: len(index_B)] = index_B
-      with jax.set_mesh(self.mesh):
-        out = self._generate(
-          params,
-          self._by_row(tokens_BT),
-          self._by_row(length_B),
-          self._by_row(number_B),
-          self._by_row(real_B),
-          self._everywhere(np.asarray(stop_ids, np.int32).reshape(-1)),
-          *map(self._everywhere, sampling.values),
-          **sampling.kind,
-        )
-      pending.append((index_B, out))
-      if len(pending) > 1:
-        _collect(pending.pop(0), completions)
-    for batch in pending:
-      _collect(batch, completions)
+    done = 0
+    while waiting or any(table.jobs):
+      table.fill(waiting)
+      for job in table.advance(STEPS_WITH_TEXTS if stop_texts else MOST_STEPS, len(waiting)):
+        ended = stop_texts and stopping.cut(job.tokens, decode, stop_texts, known=job.looked)
+        job.looked = len(job.tokens)
+        if ended:
+          completions[job.index] = Completion(job.tokens[: ended[0]], True, ended[1])
+        elif job.left == 0:
+          completions[job.index] = Completion(job.tokens, job.stopped)
+        if completions[job.index]:
+          table.release(job)
+          done += 1
+      if progress:
+        progress(done)
     return completions
 
   def stream(
     self,
     params,
-    prompt: list[int],
+    prompt: Sequence[int],
     *,
     stop_ids,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
     seed: int = 0,
   ) -> Iterator[int]:
     """The tokens that generate(params, [prompt], ...) gives, each as soon as it is known."""
-    sampling = _Sampling(temperature, top_p, seed)
-    bucket = self._bucket(prompt, "the prompt")
-    tokens_BT, length_B, _ = _pad([prompt], self.min_rows, bucket)
-    stop_ids = {int(i) for i in np.asarray(stop_ids).reshape(-1)}
-    with jax.set_mesh(self.mesh):
-      params = self._cast(params)
-      cache = self._prefill(params, self._by_row(tokens_BT), self._by_row(length_B))
-    token_B = self._everywhere(tokens_BT[np.arange(self.min_rows), length_B - 1])
-    length_B, number_B = self._by_row(length_B), self._by_row(np.zeros(self.min_rows, np.int32))
-    values = [self._everywhere(value) for value in sampling.values]
-    for count in range(self.max_new_tokens):
-      with jax.set_mesh(self.mesh):  # not held over a yield: it would leak into the caller
-        token_B, cache = self._step(
-          params,
-          token_B,
-          cache,
-          length_B,
-          number_B,
-          self._everywhere(np.int32(count)),
-          *values,
-          **sampling.kind,
-        )
-      token = int(jax.device_get(token_B)[0])
-      if token in stop_ids:
-        return
-      yield token
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed)
+    (job,) = self._jobs([prompt], None, None, ["the prompt"])
+    table = _Table(self, params, stop_ids, sampling, self.shards)
+    table.fill(collections.deque([job]))
+    while job.left:
+      table.advance(1, 0)
+      if not job.stopped:
+        yield job.tokens[-1]
 
-  def _generate_batch(
-    self,
-    params,
-    tokens_BT,
-    length_B,
-    number_B,
-    real_B,
-    stop_ids,
-    temperature,
-    top_p,
-    seed,
-    *,
-    greedy,
-    nucleus,
-  ):
-    """out_BN (NO_TOKEN after the end) and stopped_B."""
-    params = _cast_matrices(params, self.dtype)
-    cache = self._prefill_batch(params, tokens_BT, length_B)
-    rows, new = tokens_BT.shape[0], self.max_new_tokens
-    last_B = jnp.take_along_axis(tokens_BT, length_B[:, None] - 1, axis=1)[:, 0]
-
-    def unfinished(state):
-      count, _, done_B, _, _ = state
-      return (count < new) & ~jnp.all(done_B)
-
-    def advance(state):
-      count, token_B, done_B, out_BN, cache = state
-      token_B, cache = self._next_token(
-        params,
-        token_B,
-        cache,
-        length_B,
-        number_B,
-        count,
-        temperature,
-        top_p,
-        seed,
-        greedy=greedy,
-        nucleus=nucleus,
-      )
-      done_B |= jnp.any(token_B[:, None] == stop_ids[None, :], axis=1)
-      # A finished row goes on in its own slots: cheaper than a branch, and no other row sees it.
-      kept_B = jnp.where(done_B, NO_TOKEN, token_B)
-      out_BN = jax.lax.dynamic_update_slice(out_BN, kept_B[:, None], (0, count))
-      return count + 1, token_B, done_B, out_BN, cache
-
-    out_BN = jnp.full((rows, new), NO_TOKEN, jnp.int32)
-    state = (jnp.int32(0), last_B, ~real_B, out_BN, cache)
-    _, _, done_B, out_BN, _ = jax.lax.while_loop(unfinished, advance, state)
-    return out_BN, done_B & real_B
-
-  def _prefill_batch(self, params, tokens_BT, length_B):
-    """The cache with all of each prompt but its last token, which the first step takes.
-
-    So the logits of the prompt are never computed: [B, T, V] would be the largest array by far.
-    """
-    rows, bucket = tokens_BT.shape
-    cache = decoder.init_cache(self.cfg, rows, bucket + self.max_new_tokens, self.dtype)
-    cache = jax.tree.map(self._keep_on_mesh, cache)
-    place_T = jnp.arange(bucket, dtype=jnp.int32)[None, :]
-    positions_BT = jnp.where(place_T < length_B[:, None] - 1, place_T, -1)
-    _, cache = decoder.apply_cached(
-      params, self.cfg, tokens_BT, positions_BT, cache, dtype=self.dtype
-    )
-    return jax.tree.map(self._keep_on_mesh, cache)
-
-  def _next_token(
-    self,
-    params,
-    token_B,
-    cache,
-    length_B,
-    number_B,
-    count,
-    temperature,
-    top_p,
-    seed,
-    *,
-    greedy,
-    nucleus,
-  ):
-    """Token `count` of each answer, from the token before it."""
-    position_B = length_B - 1 + count
-    logits_B1V, cache = decoder.apply_cached(
-      params, self.cfg, token_B[:, None], position_B[:, None], cache, dtype=self.dtype
-    )
-    cache = jax.tree.map(self._keep_on_mesh, cache)
-    logits_BV = logits_B1V[:, 0]
-    if greedy:
-      return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
-    logits_BV = logits_BV / temperature
-    if nucleus:
-      logits_BV = _keep_nucleus(logits_BV, top_p)
-    # The key names the prompt and the token, so neither batch nor padding can change the draw.
-    keys_B = jax.vmap(
-      lambda number: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), count)
-    )(number_B)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32), cache
-
-  def _keep_on_mesh(self, x_LBSKH):
-    return meshes.constrain(x_LBSKH, "layers", "batch", "length", "kv_heads", "head_dim")
-
-  def _cast(self, params):
-    """Weights for many calls of `_step`, which would otherwise cast them for every token."""
-    if jax.eval_shape(lambda p: _cast_matrices(p, self.dtype), params) == jax.eval_shape(
-      lambda p: p, params
-    ):
-      return params
-    return _cast_for_stream(params, self.dtype)
+  def _jobs(self, prompts, ids, max_new_tokens, names=None) -> list[_Job]:
+    ids = range(len(prompts)) if ids is None else ids
+    limits = [self.max_new_tokens] * len(prompts) if max_new_tokens is None else max_new_tokens
+    wrong = [n for n in limits if not 1 <= n <= self.max_new_tokens]
+    if wrong:
+      raise UserError(f"max_new_tokens is {wrong[0]}; it must be 1 to {self.max_new_tokens}.")
+    out = []
+    for i, (prompt, number, limit) in enumerate(zip(prompts, ids, limits, strict=True)):
+      bucket = self._bucket(prompt, names[i] if names else f"prompt {i}")
+      rope.check_slots(self.cfg, len(prompt) + limit - 1)
+      out.append(_Job(i, list(prompt), int(number), limit, bucket))
+    return out
 
   def _bucket(self, prompt, name) -> int:
     if not len(prompt):
       raise UserError(f"{name} has no tokens; the model needs at least one to begin from.")
     for bucket in self.prompt_buckets:
       if len(prompt) <= bucket:
-        return bucket
+        return min(bucket, self.limit or bucket)
     raise UserError(
       f"{name} has {len(prompt)} tokens; the longest that fits is {self.prompt_buckets[-1]}. "
       "Shorten the prompt, or raise the largest prompt bucket."
     )
 
-  def _batches(self, bucket_of):
-    """(indices of prompts, bucket), at most `rows` prompts of one bucket at a time."""
-    for bucket in self.prompt_buckets:
-      index = [i for i, b in enumerate(bucket_of) if b == bucket]
-      for start in range(0, len(index), self.rows):
-        yield index[start : start + self.rows], bucket
+  def slots(self, needed: int) -> int:
+    """A power of two or one and a half of it, or what the longest prompt and answer of all need."""
+    slots = FEWEST_SLOTS
+    while slots < needed:
+      slots = slots * 3 // 2 if slots & (slots - 1) == 0 else slots * 4 // 3
+    most = -(-(self.prompt_buckets[-1] + self.max_new_tokens) // FEWEST_SLOTS) * FEWEST_SLOTS
+    return min(slots, most, self.limit or most)
 
-  def _by_row(self, x) -> jax.Array:
-    return place(x, NamedSharding(self.mesh, P(meshes.RULES["batch"], *(None,) * (x.ndim - 1))))
+  def _table_rows(self, num_prompts: int) -> int:
+    few = self._sharded(self.rows // LAST_PART)
+    return few if num_prompts <= few and self.rows >= WORTH_SHRINKING else self.rows
 
-  def _everywhere(self, x) -> jax.Array:
-    return place(np.asarray(x), NamedSharding(self.mesh, P()))
+  def _sharded(self, rows: int) -> int:
+    return max(1, -(-rows // self.shards)) * self.shards
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sampling:
-  """How tokens are drawn: `kind` shapes the compiled function, `values` are its arguments."""
+@dataclasses.dataclass(eq=False)
+class _Job:
+  """A prompt and its answer so far."""
 
-  temperature: float
-  top_p: float
-  seed: int
-
-  def __post_init__(self):
-    if not (self.temperature >= 0 and np.isfinite(self.temperature)):
-      raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more.")
-    if not 0 < self.top_p <= 1:
-      raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1: all tokens).")
-    if not 0 <= self.seed < 2**31:
-      raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**31.")
-
-  @property
-  def kind(self) -> dict:
-    return {"greedy": self.temperature == 0, "nucleus": self.top_p < 1 and self.temperature > 0}
+  index: int
+  prompt: list[int]
+  number: int
+  limit: int
+  bucket: int
+  tokens: list[int] = dataclasses.field(default_factory=list)
+  stopped: bool = False
+  looked: int = 0  # tokens in which no stop string is
 
   @property
-  def values(self):
-    return np.float32(self.temperature), np.float32(self.top_p), np.int32(self.seed)
+  def left(self) -> int:
+    return 0 if self.stopped else self.limit - len(self.tokens)
+
+  @property
+  def position(self) -> int:
+    """Of the token that goes in next."""
+    return len(self.prompt) - 1 + len(self.tokens)
+
+  def row(self) -> list[int]:
+    """As Programs.advance reads it."""
+    token = (self.tokens or self.prompt)[-1]
+    return [token, self.position, len(self.tokens), self.left, *words_of(self.number)]
 
 
-def place(x: np.ndarray, sharding) -> jax.Array:
-  """Put on the mesh what every process holds whole; meant, so the guard of training allows it."""
-  with jax.transfer_guard_host_to_device("allow"):
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+class _Table:
+  """Which job sits in which row of the cache; the truth is here, the device keeps but the cache."""
 
+  def __init__(self, generator: Generator, params, stop_ids, sampling: Sampling, rows: int):
+    self.generator, self.programs = generator, generator.programs
+    stop_ids = np.asarray(stop_ids, np.int64).reshape(-1)
+    stop_ids = np.pad(stop_ids, (0, -len(stop_ids) % STOP_IDS), constant_values=NO_STOP)
+    self.jobs: list[_Job | None] = [None] * rows
+    self.new: list[_Job] = []
+    self.cache, self.slots, self.kind = None, 0, sampling.kind
+    with jax.set_mesh(generator.mesh):
+      self.params = self.programs.cast(params)
+    self.stop_ids = self.programs.everywhere(stop_ids.astype(np.int32))
+    self.values = type(sampling.values)(*map(self.programs.everywhere, sampling.values))
 
-def _cast_matrices(params, dtype):
-  """Weights in the compute dtype, once for all tokens; norms and routers stay float32."""
+  def fill(self, waiting) -> None:
+    """Seat waiting jobs, if there are enough free rows for a prefill of full size."""
+    free = [r for r, job in enumerate(self.jobs) if job is None]
+    if len(free) < self._worth(len(waiting)):
+      return
+    while free and waiting:
+      job = waiting.popleft()
+      self.jobs[free.pop(0)] = job
+      self.new.append(job)
 
-  def cast(path, x):
-    kept = path[-1].key.startswith(("scale_", "bias_", "router_"))
-    return x if kept else x.astype(dtype)
+  def release(self, job: _Job) -> None:
+    self.jobs[self.jobs.index(job)] = None
 
-  return jax.tree.map_with_path(cast, params)
+  def advance(self, steps: int, num_waiting: int) -> list[_Job]:
+    """Let all rows say up to `steps` tokens; the jobs that did."""
+    jobs = [job for job in self.jobs if job]
+    self._fit(jobs, num_waiting)
+    with jax.set_mesh(self.generator.mesh):
+      self._read_in()
+      # Rounded down to zero for rows without a job: they have ended from the start.
+      rows_B6 = np.array([job.row() if job else [0] * 6 for job in self.jobs], np.int64)
+      steps = min(steps, self.slots - max(job.position for job in jobs))
+      wake = self._worth(num_waiting) if num_waiting else len(self.jobs)
+      said_MB, self.cache = self.programs.advance(
+        self.params,
+        self.cache,
+        self.programs.by_row(rows_B6.astype(np.uint32).view(np.int32)),
+        self.programs.everywhere(np.array([steps, wake], np.int32)),
+        self.stop_ids,
+        self.values,
+        kind=self.kind,
+      )
+    said_MB = jax.device_get(said_MB)
+    for job, said_M in zip(self.jobs, said_MB.T, strict=True):
+      for token in said_M[said_M != NOTHING].tolist() if job else ():
+        if token == STOP:
+          job.stopped = True
+        else:
+          job.tokens.append(token)
+    return jobs
 
+  def _worth(self, num_waiting: int) -> int:
+    """How many free rows are worth a prefill."""
+    return min(self.generator.prefill_rows, max(1, num_waiting), len(self.jobs))
 
-_cast_for_stream = jax.jit(_cast_matrices, static_argnums=1)
+  def _fit(self, jobs, num_waiting: int) -> None:
+    """The cache at the size that the next steps need."""
+    g = self.generator
+    slots = g.slots(max(job.position + min(FEWEST_STEPS, job.left) for job in jobs))
+    few = g._table_rows(len(jobs) + num_waiting)
+    if self.cache is not None and few >= len(self.jobs) and slots == self.slots:
+      return
+    keep = list(range(len(self.jobs)))
+    if few < len(self.jobs):
+      keep = [r for r, job in enumerate(self.jobs) if job]
+      keep += [r for r, job in enumerate(self.jobs) if not job][: few - len(keep)]
+      self.jobs = [self.jobs[r] for r in keep]
+    self.slots = slots
+    with jax.set_mesh(g.mesh):
+      if self.cache is None:
+        self.cache = self.programs.empty(len(self.jobs), slots)
+      else:
+        index = self.programs.everywhere(np.array(keep, np.int32))
+        self.cache = self.programs.resize(self.cache, index, slots)
 
-
-def _keep_nucleus(logits_BV, top_p):
-  """-inf outside the fewest tokens whose probability reaches top_p; there is always one."""
-  sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
-  probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-  before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-  least_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-
-
-def _pad(prompts, rows, bucket):
-  """tokens_BT, length_B and real_B; missing rows are dummies of one token."""
-  tokens_BT = np.zeros((rows, bucket), np.int32)
-  length_B = np.ones(rows, np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens_BT[row, : len(prompt)] = prompt
-    length_B[row] = len(prompt)
-  return tokens_BT, length_B, np.arange(rows) < len(prompts)
-
-
-def _collect(batch, completions):
-  index_B, out = batch
-  out_BN, stopped_B = jax.device_get(out)
-  for row, i in enumerate(index_B):
-    tokens = [int(t) for t in out_BN[row] if t != NO_TOKEN]
-    completions[i] = Completion(tokens, bool(stopped_B[row]))
+  def _read_in(self) -> None:
+    """The prompts of new jobs into their rows."""
+    size = min(self.generator.prefill_rows, len(self.jobs))
+    for start in range(0, len(self.new), size):
+      jobs = self.new[start : start + size]
+      tokens_PT = np.zeros((size, max(job.bucket for job in jobs)), np.int32)
+      length_P, row_P = np.ones(size, np.int32), np.full(size, len(self.jobs), np.int32)
+      for p, job in enumerate(jobs):
+        tokens_PT[p, : len(job.prompt)] = job.prompt
+        length_P[p], row_P[p] = len(job.prompt), self.jobs.index(job)
+      new = self.programs.prefill(
+        self.params, self.programs.by_row(tokens_PT), self.programs.by_row(length_P)
+      )
+      self.cache = self.programs.insert(self.cache, new, self.programs.everywhere(row_P))
+    self.new = []

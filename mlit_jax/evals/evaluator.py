@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlit_jax.data.evalset import EvalSet
+from mlit_jax.data.hashing import stable_hash
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.detectors import open_detector
 from mlit_jax.evals import likelihood, summary
@@ -111,7 +112,9 @@ class Evaluator:
     ]
 
   def _answered(self, params, s: EvalSet) -> list[Record]:
-    completions = self._write(params, [q.tokens for q in s.questions], self.max_new_tokens)
+    # The example's own number: its answer does not depend on which others are evaluated.
+    ids = [stable_hash(q.lang, q.example_id) for q in s.questions]
+    completions = self._write(params, [q.tokens for q in s.questions], self.max_new_tokens, ids)
     return [
       Record(
         set=s.name,
@@ -136,7 +139,8 @@ class Evaluator:
         s.choices, likelihood.score(params, self.score_step, batches, examples)
       )
     if s.prompts:
-      completions = self._write(params, s.prompts, s.suite.max_new_tokens)
+      ids = [stable_hash(item.lang, item.id) for item in s.asked]
+      completions = self._write(params, s.prompts, s.suite.max_new_tokens, ids, s.suite.stop)
       answered = answer_records(s.suite, s.asked, completions, self.tokenizer)
       detector = self.detector if "fidelity" in s.suite.measure else None
       kept = {name: None for name in ("chrf", "exact") if name not in s.suite.measure}
@@ -145,12 +149,18 @@ class Evaluator:
       ]
     return records
 
-  def _write(self, params, prompts: list[list[int]], most: int) -> list[Completion]:
+  def _write(self, params, prompts, most: int, ids, stop_texts=()) -> list[Completion]:
     """Answers of at most so many tokens."""
-    done = self.generator.generate(
-      params, prompts, stop_ids=self.tokenizer.stop_ids, **self.sampling
+    return self.generator.generate(
+      params,
+      prompts,
+      stop_ids=self.tokenizer.stop_ids,
+      stop_texts=stop_texts,
+      decode=self.tokenizer.decode,
+      ids=ids,
+      max_new_tokens=[most] * len(prompts),
+      **self.sampling,
     )
-    return [d if len(d.tokens) <= most else Completion(d.tokens[:most], False) for d in done]
 
 
 @dataclasses.dataclass(frozen=True)

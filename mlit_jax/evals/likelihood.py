@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch
-from mlit_jax.evals.decoding import place
+from mlit_jax.evals.rows import place
 from mlit_jax.evals.statistics import Figure, ratio_figure
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig

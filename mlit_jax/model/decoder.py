@@ -155,8 +155,6 @@ def apply_cached(
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   seen_BT = jnp.maximum(positions_BT, 0)
   ropes, growth_BT = _ropes(cfg, seen_BT), rope.query_growth(cfg, seen_BT)
-  rows_BT = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
-  write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
   slots_BS = jnp.broadcast_to(jnp.arange(slots)[None], (B, slots))
   one_BT, one_BS = jnp.ones((B, T), jnp.int32), jnp.ones((B, slots), jnp.int32)
 
@@ -166,28 +164,48 @@ def apply_cached(
     h_BTD = block.read(x_BTD)
     rope_BTH = rope.pick(ropes[kind.stack], rope_kind)
     q_BTNH = block.attn.queries(h_BTD, rope_BTH, growth_BT)
+    new = None
     if kind.lender:
       k_BSKH, v_BSKH = kept[kind.lender]
     else:
-      k_BTKH, v_BTKH = block.attn.keys_values(h_BTD, rope_BTH)
-      k_BSKH, v_BSKH = stored
-      k_BSKH = k_BSKH.at[rows_BT, write_BT].set(k_BTKH.astype(k_BSKH.dtype), mode="drop")
-      v_BSKH = v_BSKH.at[rows_BT, write_BT].set(v_BTKH.astype(v_BSKH.dtype), mode="drop")
-      stored = Cache(k_BSKH, v_BSKH)
+      new = Cache(*(x.astype(stored[0].dtype) for x in block.attn.keys_values(h_BTD, rope_BTH)))
+      k_BSKH, v_BSKH = (
+        _beside(old, x, positions_BT).astype(dtype) for old, x in zip(stored, new, strict=True)
+      )
     mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
     distance_BTS = attention.distance(positions_BT, slots_BS) if cfg.alibi else None
-    o_BTD = block.attn(q_BTNH, k_BSKH.astype(dtype), v_BSKH.astype(dtype), mask_BTS, distance_BTS)
+    o_BTD = block.attn(q_BTNH, k_BSKH, v_BSKH, mask_BTS, distance_BTS)
     x_BTD, _ = block.add(x_BTD, h_BTD, o_BTD, input_BTP)
-    return (x_BTD, _keep(kept, kind, (k_BSKH, v_BSKH))), stored
+    return (x_BTD, _keep(kept, kind, (k_BSKH, v_BSKH))), new
 
   stacks = _stacks(params, cfg, _layer_inputs(params, cfg, tokens_BT, x_BTD))
   stacks = {stack: (part, cache.get(stack)) for stack, part in stacks.items()}
-  kept = {
-    kind.stack: _no_kv(cache[kind.stack].k_LBSKH.shape[1:], cache[kind.stack].k_LBSKH.dtype)
-    for kind in _lenders(cfg)
+  kept = {kind.stack: _no_kv(cache[kind.stack].k_LBSKH.shape[1:], dtype) for kind in _lenders(cfg)}
+  # Layers hand out the new keys and values alone: the cache is written once, in place, not copied layer
+  # by layer through the scan.
+  (x_BTD, _), new = kinds.scan_layers(cfg, layer, (x_BTD, kept), stacks)
+  cache = {
+    stack: Cache(*(_write(old, x, positions_BT) for old, x in zip(stored, new[stack], strict=True)))
+    for stack, stored in cache.items()
   }
-  (x_BTD, _), cache = kinds.scan_layers(cfg, layer, (x_BTD, kept), stacks)
-  return unembed(params, cfg, x_BTD), {s: stored for s, stored in cache.items() if stored}
+  return unembed(params, cfg, x_BTD), cache
+
+
+def _beside(old_BSKH, new_BTKH, positions_BT) -> jax.Array:
+  """One layer's past with the new tokens in it. Of one token by a choice, which fuses; a scatter does not."""
+  if positions_BT.shape[1] > 1:
+    return _write(old_BSKH[None], new_BTKH[None], positions_BT)[0]
+  slots = jnp.arange(old_BSKH.shape[1])
+  here_BS = slots[None] == positions_BT
+  return jnp.where(here_BS[:, :, None, None], new_BTKH, old_BSKH)
+
+
+def _write(old_LBSKH, new_LBTKH, positions_BT) -> jax.Array:
+  """The cache with the new tokens in it."""
+  slots = old_LBSKH.shape[2]
+  rows_BT = jnp.broadcast_to(jnp.arange(len(positions_BT))[:, None], positions_BT.shape)
+  write_BT = jnp.where(positions_BT < 0, slots, positions_BT)  # out of bounds, hence dropped
+  return old_LBSKH.at[:, rows_BT, write_BT].set(new_LBTKH, mode="drop")
 
 
 def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:

@@ -26,13 +26,19 @@ def lengths(cfg: DecoderConfig, positions_BT, segments_BT) -> jax.Array | None:
   return jnp.max(jnp.where(same_BTS, positions_BT[:, None, :], 0), axis=-1) + 1
 
 
-def check_slots(cfg: DecoderConfig, slots: int) -> None:
-  """Keys in the cache cannot be turned again when a row grows beyond the original length."""
+def most_slots(cfg: DecoderConfig) -> int | None:
+  """How many tokens a cache may hold: keys in it cannot be turned again beyond the original length."""
   length = dict(cfg.rope_scaling or ()).get("original_max_position_embeddings")
-  if _depends_on_length(cfg) and slots > length:
+  return length if _depends_on_length(cfg) else None
+
+
+def check_slots(cfg: DecoderConfig, slots: int) -> None:
+  """Refuse a cache of more than that."""
+  most = most_slots(cfg)
+  if most is not None and slots > most:
     raise UserError(
       f"not supported: decoding of {slots} tokens with rope type {dict(cfg.rope_scaling)['rope_type']}, "
-      f"whose frequencies change beyond {length}. Decode at most {length} tokens, prompt included."
+      f"whose frequencies change beyond {most}. Decode at most {most} tokens, prompt included."
     )
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlit_jax.errors import UserError
-from mlit_jax.evals.decoding import Completion, Generator, _keep_nucleus
+from mlit_jax.evals import decoding
+from mlit_jax.evals.decoding import Completion, Generator
 from mlit_jax.mesh import make_mesh, param_shardings
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
@@ -153,14 +154,6 @@ def test_samples_follow_the_distribution():
   assert np.abs(found_V - wanted_V).max() < 0.05
 
 
-def test_nucleus_by_hand():
-  logits_BV = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]]))
-  kept = {p: np.isfinite(_keep_nucleus(logits_BV, p)).tolist() for p in (0.05, 0.6, 0.8)}
-  assert kept[0.05] == [[False, True, False, False], [True, False, False, False]]
-  assert kept[0.6] == [[False, True, False, True], [True, False, False, False]]
-  assert kept[0.8] == [[False, True, True, True], [True, False, False, False]]
-
-
 def test_a_narrow_nucleus_is_greedy():
   params, generator = make_params(PLAIN), make_generator(PLAIN)
   greedy = generator.generate(params, PROMPTS, stop_ids=NEVER)
@@ -185,14 +178,14 @@ def test_bfloat16_casts_once_and_streams_the_same():
   (answer,) = generator.generate(params, [PROMPTS[2]], stop_ids=NEVER)
   assert list(generator.stream(params, PROMPTS[2], stop_ids=NEVER)) == answer.tokens
   assert params["embed"]["table_VD"].dtype == jnp.float32
-  cached = generator._cast(params)
+  cached = generator.programs.cast(params)
   assert cached["embed"]["table_VD"].dtype == jnp.bfloat16
   assert cached["final_norm"]["scale_D"].dtype == jnp.float32
 
 
 def test_a_norms_bias_stays_float32_and_other_biases_do_not():
   cfg = dataclasses.replace(PLAIN, norm="layer", norm_bias=True, attn_bias=True)
-  cached = make_generator(cfg, dtype=jnp.bfloat16)._cast(make_params(cfg))
+  cached = make_generator(cfg, dtype=jnp.bfloat16).programs.cast(make_params(cfg))
   assert cached["final_norm"]["bias_D"].dtype == jnp.float32
   assert cached["blocks"]["attn"]["q_bias_NH"].dtype == jnp.bfloat16
 
@@ -203,10 +196,8 @@ def test_one_compilation_for_each_bucket():
     generator.generate(
       params, PROMPTS[:n], seed=seed, temperature=0.5 + seed, top_p=0.9, stop_ids=(1,)
     )
-  assert generator._generate._cache_size() == 2
-  for prompt in PROMPTS[:2]:
-    list(generator.stream(params, prompt, stop_ids=(1,), temperature=0.5))
-  assert generator._step._cache_size() == 1
+  assert generator.programs.prefill._cache_size() == 2
+  assert generator.programs.advance._cache_size() == 1
 
 
 def test_prompts_that_cannot_be_answered_are_named():
@@ -218,3 +209,85 @@ def test_prompts_that_cannot_be_answered_are_named():
   for bad in (dict(temperature=-1.0), dict(top_p=0.0), dict(top_p=1.5), dict(seed=-1)):
     with pytest.raises(UserError, match=next(iter(bad))):
       generator.generate(params, [[1]], stop_ids=NEVER, **bad)
+
+
+def test_a_subset_in_another_order_gets_the_same_answers():
+  """By the numbers of its prompts; without them, by where they stand."""
+  params, generator = make_params(PLAIN), make_generator(PLAIN)
+  ids = [10**15 + 7 * i for i in range(len(PROMPTS))]
+  wanted = generator.generate(params, PROMPTS, seed=4, ids=ids, **SAMPLED)
+  some = [5, 0, 3, 2]
+  found = generator.generate(
+    params, [PROMPTS[i] for i in some], seed=4, ids=[ids[i] for i in some], **SAMPLED
+  )
+  assert found == [wanted[i] for i in some]
+  without = generator.generate(params, [PROMPTS[i] for i in some], seed=4, **SAMPLED)
+  assert without != found
+
+
+def test_more_steps_than_the_cache_has_room_for_at_first(monkeypatch):
+  """The cache grows and rows shrink on the way; neither changes an answer."""
+  params = make_params(WINDOWS)
+  kwargs = dict(stop_ids=(), max_new_tokens=[150, 40, 3, 70, 9, 20, 33])
+  wanted = make_generator(WINDOWS, new=150).generate(params, PROMPTS, **kwargs)
+  assert [len(c.tokens) for c in wanted] == kwargs["max_new_tokens"]
+  monkeypatch.setattr(decoding, "FEWEST_SLOTS", 8)
+  monkeypatch.setattr(decoding, "WORTH_SHRINKING", 2)
+  generator = make_generator.__wrapped__(WINDOWS, new=150, rows=4)
+  sizes = []
+  resize = generator.programs.resize
+  monkeypatch.setattr(
+    generator.programs, "resize", lambda *a: sizes.append((len(a[1]), a[2])) or resize(*a)
+  )
+  assert generator.generate(params, PROMPTS, **kwargs) == wanted
+  assert len({slots for _, slots in sizes}) > 2 and {rows for rows, _ in sizes} == {4, 1}
+
+
+def test_few_steps_where_answers_differ_in_length(monkeypatch):
+  """Five short answers pass through the second row while the first gives its long one."""
+  params, generator = make_params(PLAIN), make_generator.__wrapped__(PLAIN, rows=2, new=60)
+  steps = []
+  advance = generator.programs.advance
+
+  def counting(*args, **kwargs):
+    said_MB, cache = advance(*args, **kwargs)
+    steps.append(int((np.asarray(said_MB) != -1).any(axis=1).sum()))
+    return said_MB, cache
+
+  monkeypatch.setattr(generator.programs, "advance", counting)
+  limits = [10, 10, 60, 10, 10, 10]
+  prompts = [prompt for prompt in PROMPTS if len(prompt) <= 4] + [[9]]  # of one bucket
+  out = generator.generate(params, prompts, stop_ids=(), max_new_tokens=limits)
+  assert [len(c.tokens) for c in out] == limits
+  assert sum(steps) == 60
+
+
+def letters(tokens):
+  return "".join(chr(65 + t) for t in tokens)  # one character each, in the order of the vocabulary
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_stop_strings_cut_exactly_wherever_the_host_looks(monkeypatch, steps):
+  monkeypatch.setattr(decoding, "STEPS_WITH_TEXTS", steps)
+  params, generator = make_params(PLAIN), make_generator(PLAIN)
+  free = generator.generate(params, PROMPTS, stop_ids=NEVER)
+  stops = [letters(free[0].tokens[2:5]), letters(free[2].tokens[5:7])]  # of three tokens, and two
+  found = generator.generate(params, PROMPTS, stop_ids=NEVER, stop_texts=stops, decode=letters)
+  for completion, whole in zip(found, free, strict=True):
+    text = letters(whole.tokens)
+    ends = [text.find(s) + len(s) for s in stops if s in text]
+    if not ends:
+      assert completion == whole
+      continue
+    kept = min(text.find(s) for s in stops if s in text[: min(ends)])
+    assert completion == Completion(whole.tokens[:kept], True, text[:kept])
+  assert found[0].tokens == free[0].tokens[:2] and found[0].stopped
+  with pytest.raises(UserError, match="stop strings"):
+    generator.generate(params, PROMPTS, stop_ids=NEVER, stop_texts="ab", decode=letters)
+
+
+def test_limits_of_prompts_are_checked():
+  params, generator = make_params(PLAIN), make_generator(PLAIN)
+  for wrong in (0, NEW + 1):
+    with pytest.raises(UserError, match=f"max_new_tokens is {wrong}; it must be 1 to {NEW}"):
+      generator.generate(params, [[1], [2]], stop_ids=NEVER, max_new_tokens=[1, wrong])

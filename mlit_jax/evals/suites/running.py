@@ -117,7 +117,8 @@ def answer_records(suite: Suite, items: Sequence[Item], completions, tokenizer) 
   """Records of written answers, with the suite's own scores; fidelity and chrF are added by score_responses."""
   out = []
   for item, done in zip(items, completions, strict=True):
-    response, cut = cut_at_stop(tokenizer.decode(done.tokens), suite.stop)
+    text = tokenizer.decode(done.tokens) if done.text is None else done.text
+    response, cut = cut_at_stop(text, suite.stop)
     scores = dict(suite.score(item, response)) if suite.score else {}
     _check_scores(suite, item, scores)
     wants_reference = {"chrf", "exact"} & set(suite.measure)
