@@ -80,6 +80,7 @@ def get_config():
   e.patience = 0  # end the run after so many evaluations without a better checkpoint.best; 0: never
   e.generate_rows = 8  # per language and set: answers written and judged; 0: loss only
   e.max_new_tokens = 64  # of such an answer
+  e.max_seconds = 0.0  # of answering in one evaluation; then the rest is left out. 0: no limit
   e.temperature = 0.0  # 0 is greedy
   e.top_p = 1.0
   e.lid = ""  # tells the language of an answer: "" (lingua), or a fastText .bin or .ftz file

@@ -31,8 +31,8 @@ def get_config():
   c.optimizer.learning_rate = 1e-3  # of so small a model; a large one wants 1e-5
   c.optimizer.warmup_steps = 5
   c.eval.sets = {"heldout": {lang: [str(ROWS / "eval" / f"{lang}.jsonl")] for lang in LANGUAGES}}
-  c.eval.every_steps = 43
+  c.eval.every_steps = 44
   c.eval.generate_rows = 10
   c.eval.max_new_tokens = 64
-  c.checkpoint.every_steps = 43
+  c.checkpoint.every_steps = 44
   return c

@@ -46,6 +46,7 @@ RANGES = {
   "eval.every_steps": (0, ANY),
   "eval.generate_rows": (0, ANY),
   "eval.patience": (0, ANY),
+  "eval.max_seconds": (0, ANY),
   "eval.suite_items": (0, ANY),
   "eval.max_new_tokens": (1, ANY),
   "eval.temperature": (0, ANY),

@@ -61,6 +61,7 @@ class Job:
       languages=plan.languages,
       suites=suites,
       max_length=c.batch.max_length,
+      max_seconds=c.eval.max_seconds,
       lid=c.eval.lid,
       lid_key="eval.lid",
     )
@@ -179,6 +180,8 @@ class Job:
     if step in self.checkpoints.steps():  # saved on a signal, before this evaluation
       self.checkpoints.add_metric(step, metric)
     self.log(step, flat)  # last: by this event a restart knows that all is written
+    for line in self.evaluator.cut:
+      self.terminal.line(line)
     for name, by_lang in figures.items():
       self.terminal.line(card.eval_line(step, self.plan.steps, name, by_lang))
     return metric

@@ -93,7 +93,8 @@ class Generator:
     ids: Sequence[int] | None = None,
     max_new_tokens: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
-  ) -> list[Completion]:
+    admit: Callable[[], bool] | None = None,
+  ) -> list[Completion | None]:
     """One completion for each prompt, in order. Temperature 0 is greedy.
 
     stop_texts: strings that end an answer, looked for in what `decode` makes of its tokens.
@@ -101,6 +102,8 @@ class Generator:
     prompt, number and seed, never on the other prompts or on where it sits among them.
     max_new_tokens: of each prompt, at most the generator's.
     progress: is told how many answers are there.
+    admit: asked before further prompts are begun, in the order given; once it says no, those begun are
+    finished and the others get None. So what is left out does not depend on how long answers are.
 
     On several processes all pass the same prompts, and all get all answers.
     """
@@ -110,12 +113,17 @@ class Generator:
       raise ValueError("stop_texts are looked for in text: give `decode` too")
     jobs = self._jobs(prompts, ids, max_new_tokens)
     # Long ones first: what is left for the end is short, and the largest shape comes at once.
-    waiting = collections.deque(sorted(jobs, key=lambda job: (-job.bucket, -job.limit)))
+    by_length = sorted(jobs, key=lambda job: (-job.bucket, -job.limit))
+    waiting = collections.deque(jobs if admit else by_length)
     table = _Table(self, params, stop_ids, sampling, self._table_rows(len(jobs)))
     completions: list[Completion | None] = [None] * len(prompts)
-    done = 0
+    done, begun = 0, False
     while waiting or any(table.jobs):
+      if admit and begun and waiting and not admit():
+        waiting.clear()
+        continue
       table.fill(waiting)
+      begun = True
       for job in table.advance(STEPS_WITH_TEXTS if stop_texts else MOST_STEPS, len(waiting)):
         ended = stop_texts and stopping.cut(job.tokens, decode, stop_texts, known=job.looked)
         job.looked = len(job.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from mlit_jax.evals.suites.running import (
 from mlit_jax.evals.suites.suite import Item, Suite
 from mlit_jax.evals.summary import Record
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.runtime import main_says
 
 SMALLEST_BUCKET = 32
 
@@ -47,13 +49,15 @@ class Evaluator:
     languages: Sequence[str] = (),
     suites: Sequence[Suite] = (),
     max_length: int = 1024,
+    max_seconds: float = 0.0,
     lid: str = "",
     lid_key: str = "--lid",
   ):
     """`languages`: what an answer may be in besides the languages of the sets, e.g. those trained on.
 
     `suites` are run besides the sets; `max_length` bounds their rows in tokens. lid: the detector, see
-    open_detector; lid_key: where the user said it.
+    open_detector; lid_key: where the user said it. max_seconds: of answering in one run, parted among sets
+    and suites by their prompts (0: no limit); what is left out then stands in `cut`.
     """
     self.tokenizer, self.sets, self.rows, self.seed = tokenizer, sets, rows, seed
     self.sampling = dict(temperature=temperature, top_p=top_p, seed=seed)
@@ -79,10 +83,13 @@ class Evaluator:
       asked |= {item.lang for s in self.suites for item in s.asked}
       self.detector = open_detector(lid, sorted(asked | set(languages)), where=lid_key)
     self.max_new_tokens = max_new_tokens
+    self.seconds_per_prompt = max_seconds / max(1, len(prompts))
+    self.cut: list[str] = []
 
   def run(self, params, progress: Callable[[str], None] | None = None) -> tuple[dict, list[Record]]:
     """(summary, records); see evals/summary.py for both."""
     records = []
+    self.cut = []
     for s in self.sets:
       if progress:
         progress(s.name)
@@ -114,7 +121,9 @@ class Evaluator:
   def _answered(self, params, s: EvalSet) -> list[Record]:
     # The example's own number: its answer does not depend on which others are evaluated.
     ids = [stable_hash(q.lang, q.example_id) for q in s.questions]
-    completions = self._write(params, [q.tokens for q in s.questions], self.max_new_tokens, ids)
+    prompts = [q.tokens for q in s.questions]
+    langs = [q.lang for q in s.questions]
+    completions = self._write(params, s.name, prompts, langs, self.max_new_tokens, ids)
     return [
       Record(
         set=s.name,
@@ -128,6 +137,7 @@ class Evaluator:
         reference=q.reference,
       )
       for q, done in zip(s.questions, completions, strict=True)
+      if done
     ]
 
   def _run_suite(self, params, s: PreparedSuite) -> list[Record]:
@@ -140,8 +150,13 @@ class Evaluator:
       )
     if s.prompts:
       ids = [stable_hash(item.lang, item.id) for item in s.asked]
-      completions = self._write(params, s.prompts, s.suite.max_new_tokens, ids, s.suite.stop)
-      answered = answer_records(s.suite, s.asked, completions, self.tokenizer)
+      name, most = s.suite.name, s.suite.max_new_tokens
+      langs = [item.lang for item in s.asked]
+      completions = self._write(params, name, s.prompts, langs, most, ids, s.suite.stop)
+      done = [(item, c) for item, c in zip(s.asked, completions, strict=True) if c]
+      answered = answer_records(
+        s.suite, [item for item, _ in done], [c for _, c in done], self.tokenizer
+      )
       detector = self.detector if "fidelity" in s.suite.measure else None
       kept = {name: None for name in ("chrf", "exact") if name not in s.suite.measure}
       records += [
@@ -149,18 +164,32 @@ class Evaluator:
       ]
     return records
 
-  def _write(self, params, prompts, most: int, ids, stop_texts=()) -> list[Completion]:
-    """Answers of at most so many tokens."""
-    return self.generator.generate(
+  def _write(
+    self, params, name, prompts, langs, most: int, ids, stop_texts=()
+  ) -> list[Completion | None]:
+    """Answers of at most so many tokens; None for prompts that there was no time for, alike in all languages."""
+    seconds, began = self.seconds_per_prompt * len(prompts), time.monotonic()
+    order = _in_turn(langs) if seconds else list(range(len(prompts)))
+    written = self.generator.generate(
       params,
-      prompts,
+      [prompts[i] for i in order],
       stop_ids=self.tokenizer.stop_ids,
       stop_texts=stop_texts,
       decode=self.tokenizer.decode,
-      ids=ids,
+      ids=[ids[i] for i in order],
       max_new_tokens=[most] * len(prompts),
+      admit=(lambda: main_says(time.monotonic() - began < seconds)) if seconds else None,
       **self.sampling,
     )
+    out: list[Completion | None] = [None] * len(prompts)
+    for i, done in zip(order, written, strict=True):
+      out[i] = done
+    left = sum(done is None for done in out)
+    if left:
+      self.cut.append(
+        f"{name}: {len(out) - left} of {len(out)} prompts were answered in {seconds:.0f} s (eval.max_seconds)"
+      )
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +212,16 @@ class PreparedSuite:
     )
     prompts = [list(tokenizer.encode_text(prompt_text(suite, item, tokenizer))) for item in asked]
     return cls(suite, choices, asked, prompts)
+
+
+def _in_turn(langs: Sequence[str]) -> list[int]:
+  """The first of each language, then the second of each: sw sw en sw en -> 2 0 4 1 3"""
+  seen: dict[str, int] = {}
+  ranks = []
+  for lang in langs:
+    ranks.append(seen.get(lang, 0))
+    seen[lang] = ranks[-1] + 1
+  return sorted(range(len(langs)), key=lambda i: (ranks[i], langs[i]))
 
 
 def buckets(longest: int) -> list[int]:

@@ -20,7 +20,6 @@ from mlit_jax.errors import UserError
 from mlit_jax.evals import likelihood
 from mlit_jax.evals.decoding import Generator
 from mlit_jax.evals.evaluator import buckets
-from mlit_jax.evals.suites.running import cut_at_stop
 from mlit_jax.model.config import DecoderConfig
 
 MAX_NEW_TOKENS = 256  # where a task does not say
@@ -122,10 +121,31 @@ def make_lm(
       prompts = [begin(tokenizer, context)[-max_length:] for context, _ in asked]
       settings = [_Settings.of(kwargs) for _, kwargs in asked]
       out: list[str] = [""] * len(asked)
+      if not asked:
+        return out
+      generator = Generator(
+        cfg,
+        mesh,
+        max_new_tokens=max(setting.most for setting in settings),
+        prompt_buckets=buckets(max(map(len, prompts))),
+        rows=32,
+        dtype=dtype,
+      )
       for setting in dict.fromkeys(settings):
         mine = [i for i, s in enumerate(settings) if s == setting]
-        for i, text in zip(mine, self._written([prompts[i] for i in mine], setting), strict=True):
-          out[i] = text
+        done = generator.generate(
+          params,
+          [prompts[i] for i in mine],
+          stop_ids=tokenizer.stop_ids,
+          stop_texts=setting.until,
+          decode=tokenizer.decode,
+          temperature=setting.temperature,
+          top_p=setting.top_p,
+          ids=mine,
+          max_new_tokens=[setting.most] * len(mine),
+        )
+        for i, d in zip(mine, done, strict=True):
+          out[i] = tokenizer.decode(d.tokens) if d.text is None else d.text
       for pair, text in zip(asked, out, strict=True):
         self.cache_hook.add_partial("generate_until", pair, text)
       return out
@@ -138,15 +158,6 @@ def make_lm(
       batches = scored.batches(self.rows, scored.num_segments)
       found = likelihood.score(params, step, batches, range(len(rows)))
       return [found[i] for i in range(len(rows))]
-
-    def _written(self, prompts, setting) -> list[str]:
-      generator = Generator(
-        cfg, mesh, max_new_tokens=setting.most, prompt_buckets=buckets(max(map(len, prompts))), rows=32, dtype=dtype,
-      )  # fmt: skip
-      done = generator.generate(
-        params, prompts, stop_ids=tokenizer.stop_ids, temperature=setting.temperature, top_p=setting.top_p
-      )  # fmt: skip
-      return [cut_at_stop(tokenizer.decode(d.tokens), setting.until)[0] for d in done]
 
   return Harness()
 
