@@ -14,7 +14,7 @@ import unicodedata
 import regex
 
 from mlit_jax.data.foreign import scripts_of
-from mlit_jax.detect import LanguageDetector, lingua_names
+from mlit_jax.detect import LETTER, LanguageDetector, lingua_names
 from mlit_jax.evals.fidelity import judge
 from mlit_jax.evals.suites.counting import IS_UNSPACED, capital_words, sentences, words
 
@@ -112,12 +112,24 @@ ASKED_FOR = "en es pt ar hi fr ru de ja it bn uk th ur ta te bg ko pl he fa vi s
 
 def is_in_language(text: str, lang: str) -> bool:
   """Strictly, as fidelity is: all of it, enough of it, and surely."""
-  detector = detector_of(lang)
+  detector, text = detector_of(lang), _without_titles(text)
   verdict = judge([text], [lang], detector)[0]
   accepted = detector.accepted(lang)
   if not verdict.right or not accepted:
     return verdict.right
   return sum(p for tag, p in detector.probabilities([text])[0] if tag in accepted) >= SURE
+
+
+def _without_titles(text: str) -> str:
+  """Without short quotations and what stands in brackets: prompts ask for titles and headings in English.
+
+  Not where half of the letters stand in them.
+  """
+  rest = TITLE_OR_HEADING.sub(" ", text)
+  return rest if 2 * len(LETTER.findall(rest)) > len(LETTER.findall(text)) else text
+
+
+TITLE_OR_HEADING = regex.compile(r"\"[^\"\n]{1,80}\"|“[^“”\n]{1,80}”|«[^«»\n]{1,80}»|\[[^\[\]\n]{1,80}\]")
 
 
 @functools.lru_cache(maxsize=128)
