@@ -12,7 +12,8 @@ WORD = regex.compile(
 IS_UNSPACED = regex.compile(rf"[{UNSPACED}]")
 # One word with what is joined to it: NASA's, well-known, U.S, A/B.
 JOINED_WORD = regex.compile(r"\w[\w\u200c\u200d]*(?:[-./'’]\w[\w\u200c\u200d]*)*")
-LOWER_ENDING = regex.compile(r"['’]\p{Ll}+$")
+# Not of the word: NASA's, I'm; but C'est is one word, and no capital one.
+ENDING = regex.compile(r"['’](?:s|m|d|re|ve|ll)$")
 
 CLOSERS = r"[\"'”’»›)\]}」』）】*_]*"
 # After these a sentence ends where no space follows, too.
@@ -51,7 +52,7 @@ def words(text: str) -> list[str]:
 
 def capital_words(text: str) -> list[str]:
   """Words all of whose letters are capitals, joined ones whole: "NASA's UTF-8 и США" -> NASA UTF-8 США"""
-  found = (LOWER_ENDING.sub("", word) for word in JOINED_WORD.findall(text))
+  found = (ENDING.sub("", word) for word in JOINED_WORD.findall(text))
   return [word for word in found if word.isupper()]
 
 

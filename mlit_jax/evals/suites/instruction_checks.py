@@ -129,7 +129,9 @@ def _without_titles(text: str) -> str:
   return rest if 2 * len(LETTER.findall(rest)) > len(LETTER.findall(text)) else text
 
 
-TITLE_OR_HEADING = regex.compile(r"\"[^\"\n]{1,80}\"|“[^“”\n]{1,80}”|«[^«»\n]{1,80}»|\[[^\[\]\n]{1,80}\]")
+TITLE_OR_HEADING = regex.compile(
+  r"\"[^\"\n]{1,80}\"|“[^“”\n]{1,80}”|«[^«»\n]{1,80}»|\[[^\[\]\n]{1,80}\]"
+)
 
 
 @functools.lru_cache(maxsize=128)

@@ -35,7 +35,7 @@ JAPANESE = Usage(
   line_ends_sentence=True,
 )
 
-TU = regex.compile(r"(?<![\w-])(?:t['’]|(?:tu|te|toi|ton|ta|tes|tien(?:ne)?s?)(?!\w))")
+TU = regex.compile(r"(?<!\w)(?:t['’]|(?:tu|te|toi|ton|ta|tes|tien(?:ne)?s?)(?!\w))")
 ACUTE = regex.compile("[áéíóú]")
 KANJI = r"[\p{Han}々〆ヶ--[〇]]"
 KANJI_RUN = regex.compile(rf"(?V1){KANJI}+")
@@ -81,15 +81,18 @@ def ethel_or_cedilla(response, usage, *, forbidden_char):
 
 def no_accents(response, usage):
   """No mark on any letter; ç has one."""
-  return not regex.search(r"\p{M}", unicodedata.normalize("NFD", response))
+  return not regex.search(r"\p{L}\p{M}", unicodedata.normalize("NFD", response))
 
 
 def accents(response, usage, *, word_to_accentuate):
-  """Each word stands there with its accents, and nowhere without: {"ecole": "école"}."""
+  """No word stands there without its accents, and one of them with: {"ecole": "école"}.
+
+  Not each of them: the data name words that their texts have in another form.
+  """
   found = set(words(fold(response)))
   right = {fold(word) for word in word_to_accentuate.values()}
   wanted = {fold(plain) for plain in word_to_accentuate} | {_plain(word) for word in right}
-  return right <= found and all(word in right for word in found if _plain(word) in wanted)
+  return bool(right & found) and all(word in right for word in found if _plain(word) in wanted)
 
 
 def _plain(word: str) -> str:
