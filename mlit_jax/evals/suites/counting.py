@@ -67,6 +67,10 @@ def sentences(text: str, lines: bool = False) -> list[str]:
   return _split(text)
 
 
+def fold_word(word: str) -> str:
+  return word.casefold().replace("’", "'")
+
+
 def is_without_marks(text: str) -> bool:
   letters = regex.findall(r"\p{L}", text)
   without = regex.findall(r"[\p{Thai}\p{Lao}]", text)
@@ -96,7 +100,8 @@ def _ends(before: str, marks: str, after: str) -> bool:
   token = last[0].lstrip("\"'“‘«([{*_¿¡").casefold() if last else ""
   if not token or regex.fullmatch(r"[\p{Nd}.,:]+", token):
     return not is_lower
-  is_first = following[:1].isupper() and following.casefold().replace("’", "'") in OPENERS
+  shouted = len(following) > 1 and following.isupper()  # then a capital says nothing
+  is_first = following[:1].isupper() and not shouted and fold_word(following) in OPENERS
   if token in NUMBERED:
     return not following[:1].isdigit()
   if token in ABBREVIATIONS:

@@ -16,8 +16,8 @@ def ifeval(path: str) -> Suite:
   """IFEval (Zhou et al. 2023) and M-IFEval (Dussolle et al. 2025)."""
   items = []
   for row in read_copy(path, split="train"):  # the only one there is
-    if "instruction_id_list" not in row.values and "response" in row.values:
-      continue  # saved answers, which lie beside the prompts in the published folder
+    if "response" in row.values and "kwargs" not in row.values:
+      continue  # saved answers and verdicts, which lie beside the prompts in published folders
     instructions = _instructions(row)
     items.append(
       Item(
