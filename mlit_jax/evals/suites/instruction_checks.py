@@ -32,7 +32,6 @@ MARKDOWN_BULLET = regex.compile(r"^[ \t]*[*+-][ \t]+\S", regex.MULTILINE)
 RULER = regex.compile(
   r"^[ \t]*(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$", regex.MULTILINE
 )
-BULLET_MARK = regex.compile(r"^[ \t]*\*[ \t]+", regex.MULTILINE)
 EMPHASIS = regex.compile(r"(?<!\*)(\*{1,3})(?![\s*])[^\n*]*(?<![\s*])\1(?!\*)")
 
 
@@ -214,7 +213,7 @@ def constrained_response(response, usage):
 
 def number_highlighted_sections(response, usage, *, num_highlights, relation="at least"):
   """*one* or **one**; a bullet is no asterisk of these."""
-  found = EMPHASIS.findall(BULLET_MARK.sub("", response))
+  found = EMPHASIS.findall(response)
   return compare(len(found), relation, num_highlights)
 
 
