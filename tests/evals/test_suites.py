@@ -152,6 +152,48 @@ def test_open_questions_keep_their_ids_and_references(tmp_path):
   assert suite.items[0].lang == "fi" and metric_names(suite) == ["fidelity", "stopped"]
 
 
+IFEVAL = {
+  "key": 1000,
+  "prompt": "Sema mambo mawili, bila alama ya mkato.",
+  "instruction_id_list": ["punctuation:no_comma", "detectable_format:number_bullet_lists"],
+  "kwargs": [{"num_bullets": None, "relation": None}, {"num_bullets": 2, "relation": None}],
+}
+
+
+@pytest.mark.parametrize(
+  "file", ["sw/train.jsonl", "ifeval/sw/train.parquet", "sw_input_data.jsonl"]
+)
+def test_ifeval(tmp_path, file):
+  suite = suite_of(tmp_path, "ifeval", file, [IFEVAL])
+  (item,) = suite.items
+  assert (item.lang, item.id, item.group_id) == ("sw", "1000", None)
+  metrics = ["prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"]
+  assert metric_names(suite) == ["stopped", *metrics]
+  assert dict(suite.score(item, "* moja\n* mbili")) == dict(zip(metrics, (True, True, 1.0, 1.0)))
+  assert dict(suite.score(item, "* moja, mbili")) == dict(zip(metrics, (False, False, 0.0, 0.0)))
+  preamble = "Sawa, haya hapa:\n* moja\n* mbili"
+  assert dict(suite.score(item, preamble)) == dict(zip(metrics, (False, True, 0.5, 1.0)))
+  assert dict(suite.score(item, " ")) == dict(zip(metrics, (False, False, 0.0, 0.0)))
+
+
+def test_ifeval_of_several_languages_beside_saved_answers(tmp_path):
+  prefixed = IFEVAL | {"instruction_id_list": ["fr:detectable_format:title"], "kwargs": [{}]}
+  put(
+    tmp_path / "copy", "data/fr_input_response_data_model.jsonl", [{"prompt": "?", "response": "!"}]
+  )
+  put(tmp_path / "copy", "data/es_input_data.jsonl", [IFEVAL])
+  suite = suite_of(tmp_path, "ifeval", "data/prompts.jsonl", [prefixed])
+  assert [i.lang for i in suite.items] == ["es", "fr"]
+  assert suite.score(suite.items[1], "## Été ##")["prompt_strict"]
+
+
+def test_ifeval_in_a_table(tmp_path):
+  fields = ["7", "Why?", '["startend:quotation"]', "[null]"]
+  columns = ["key", "prompt", "instruction_id_list", "kwargs"]
+  suite = suite_of(tmp_path, "ifeval", "en/test.tsv", [fields], columns=columns)
+  assert suite.score(suite.items[0], '"So."')["prompt_strict"]
+
+
 def test_one_of_one_s_own_in_python(tmp_path):
   (tmp_path / "capitals.py").write_text(
     '''"""Capitals: does the answer name the city?"""
@@ -262,12 +304,22 @@ def test_a_spec_that_names_nothing_is_refused(spec, says):
     ("sib200", {"text": "a", "category": "love"}, "the topic 'love'"),
     ("aya", {"prompt": "?"}, "no question in inputs"),
     ("xquad", {"other": 1}, "has no column 'id'"),
+    ("ifeval", IFEVAL | {"kwargs": [{}]}, "2 instruction ids and 1 kwargs"),
+    ("ifeval", IFEVAL | {"kwargs": "many"}, "kwargs is 'many'; it must be a list"),
+    ("ifeval", IFEVAL | {"instruction_id_list": [3, 4]}, "the instruction 3 with"),
+    ("ifeval", IFEVAL | {"instruction_id_list": ["a:b"] * 2}, "'a:b' is not known; known are keywords:existence"),
+    ("ifeval", {"question": "?"}, "has no column"),
   ],
 )  # fmt: skip
 def test_rows_of_another_shape_are_named(tmp_path, name, row, says):
   with pytest.raises(UserError) as e:
     suite_of(tmp_path, name, "zh/test.jsonl", [row])
   assert says in str(e.value) and "test.jsonl:1" in str(e.value)
+
+
+def test_ifeval_needs_a_language(tmp_path):
+  with pytest.raises(UserError, match=r"such as en/train.jsonl"):
+    suite_of(tmp_path, "ifeval", "ifeval_input_data.jsonl", [IFEVAL])
 
 
 def test_every_shipped_suite_is_tested_here():

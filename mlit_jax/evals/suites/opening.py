@@ -11,12 +11,14 @@ from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Message
 from mlit_jax.errors import UserError
 from mlit_jax.evals.suites import answering, choosing
+from mlit_jax.evals.suites.ifeval import ifeval
 from mlit_jax.evals.suites.suite import MEASURES, Item, Suite, check
 
 SHIPPED: dict[str, Callable[[str], Suite]] = {
   "aya": answering.aya,
   "belebele": choosing.belebele,
   "global_mmlu": choosing.global_mmlu,
+  "ifeval": ifeval,
   "language_confusion": answering.language_confusion,
   "m_arenahard": answering.m_arenahard,
   "mgsm": answering.mgsm,
