@@ -25,7 +25,7 @@ from mlit_jax.model.decoder import param_specs
 from mlit_jax.weights import names as their_names
 
 EMBEDDING = "embed/table_VD"
-_STRIP = 8  # values of a row: of 2 to 16, 8 is the fastest on an AMD EPYC
+_STRIP = 32  # bytes of a row: of 8 to 128, 32 is the fastest on an AMD EPYC
 Slot = tuple[int, int]  # (which, of how many)
 
 
@@ -165,7 +165,7 @@ def pieces(row: Row, index: Sequence[slice], num_values: int) -> Iterator[tuple[
     return
   at, sizes = row.pattern.ours.index(first), row._sizes()
   start, stop, _ = index[at].indices(sizes[first])
-  step = max(1, num_values * sizes[first] // math.prod(row.their_shape) // _STRIP) * _STRIP
+  step = max(1, num_values * sizes[first] // math.prod(row.their_shape) // 8) * 8  # whole strips
   for begin in range(start, stop, step):
     end = min(begin + step, stop)
     piece, place = list(index), [slice(None)] * len(index)
@@ -177,10 +177,16 @@ def to_theirs(arrays: Sequence[np.ndarray], theirs: Theirs) -> np.ndarray:
   """Their tensor from the arrays of its parts, each one layer of ours."""
   out = np.empty(theirs.shape, arrays[0].dtype)
   for array, (row, _) in zip(arrays, theirs.parts, strict=True):
-    whole = {axis: (0, size) for axis, size in zip(row.pattern.ours, row.shape, strict=True)}
-    order = [row.pattern.ours.index(axis) for axis in row.flat_axes()]
-    copy(_part(out, row, whole), array.transpose(order))
+    put(out, row, (slice(None),) * array.ndim, array)
   return out
+
+
+def put(out: np.ndarray, row: Row, index: Sequence[slice], values: np.ndarray) -> None:
+  """Their tensor `out` takes values = ours[index] of one layer of the row."""
+  whole = {axis: (0, size) for axis, size in zip(row.pattern.ours, row.shape, strict=True)}
+  order = [row.pattern.ours.index(axis) for axis in row.flat_axes()]
+  target = _part(out, row, whole)[(*(index[i] for i in order), ...)]  # ...: a view of a scalar too
+  copy(target, values.transpose(order))
 
 
 def fill(out: np.ndarray, values: np.ndarray) -> None:
@@ -199,11 +205,14 @@ def copy(out: np.ndarray, values: np.ndarray) -> None:
 
   3 to 4 times as fast as numpy's own.
   """
+  if out.dtype == values.dtype and out.itemsize == 2:  # numpy moves its own types faster
+    out, values = out.view(np.uint16), values.view(np.uint16)
   if values.ndim < 2 or values.strides[-1] == min(values.strides):
     out[...] = values
     return
-  for start in range(0, values.shape[-1], _STRIP):
-    strip = slice(start, start + _STRIP)
+  step = max(1, _STRIP // out.strides[-1])
+  for start in range(0, values.shape[-1], step):
+    strip = slice(start, start + step)
     out[..., strip] = values[..., strip]
 
 

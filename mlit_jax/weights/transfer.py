@@ -50,8 +50,11 @@ def bytes_to_read(arrays, row: table.Row, sharding) -> int:
   return total
 
 
-def to_host(leaf, index: Sequence[int], dtype: str) -> np.ndarray | None:
-  """leaf[index] in `dtype`, on the first process's host; a collective if spread out."""
+def take(leaf, index: Sequence[int], dtype: str) -> jax.Array:
+  """leaf[index] in `dtype`, where the first process can read it; a collective if spread out.
+
+  Not waited for unless it is spread over processes.
+  """
   if isinstance(leaf, np.ndarray):
     leaf = jnp.asarray(leaf[tuple(index)])
     index = ()
@@ -61,7 +64,16 @@ def to_host(leaf, index: Sequence[int], dtype: str) -> np.ndarray | None:
       # Waited for everywhere: a process that runs ahead holds several whole tensors on its devices,
       # and collectives of several programs at once can lock each other out.
       part = jax.device_put(part, NamedSharding(part.sharding.mesh, P())).block_until_ready()
-    return np.asarray(part) if jax.process_index() == 0 else None
+    return part
+
+
+def on_host(part: jax.Array) -> list[tuple[tuple[slice, ...], np.ndarray]]:
+  """The slices of an array that this process's devices hold, each once; on a CPU they are not copied."""
+  shards = {
+    tuple((s.start, s.stop) for s in shard.index): shard for shard in part.addressable_shards
+  }
+  with jax.transfer_guard("allow"):
+    return [(shard.index, np.asarray(shard.data)) for shard in shards.values()]
 
 
 def is_finite(array: np.ndarray) -> bool:
