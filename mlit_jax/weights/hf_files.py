@@ -12,6 +12,7 @@ import mmap
 import os
 import pathlib
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import ml_dtypes
@@ -43,6 +44,7 @@ DTYPES = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
+_of_thread = threading.local()
 CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 
 
@@ -106,9 +108,23 @@ def map_tensors(folder, layout: Layout) -> dict[str, np.ndarray]:
   return arrays
 
 
-def prefetch(array: np.ndarray) -> None:
-  """Begins to read a mapped tensor, or a run of its rows, in one go: touched in any other order it would come page by page."""
-  _advise(array, mmap.MADV_WILLNEED)
+def read(array: np.ndarray) -> np.ndarray:
+  """The values of a mapped tensor, or of a run of its rows, in a buffer of this thread: good until the next call.
+
+  Through the map each page would be a fault, and the process's own until it is released.
+  """
+  if len(getattr(_of_thread, "buffer", "")) < array.nbytes:
+    _of_thread.buffer = np.empty(array.nbytes, np.uint8)
+  target = _of_thread.buffer[: array.nbytes]
+  with open(array.filename, "rb", buffering=0) as f:
+    f.seek(_start(array))
+    done = 0
+    while done < array.nbytes:
+      got = f.readinto(target[done:])
+      if not got:
+        raise UserError(f"{array.filename}: became shorter while it was read. Fetch it again.")
+      done += got
+  return target.view(array.dtype).reshape(array.shape)
 
 
 def release(array: np.ndarray) -> None:
@@ -116,13 +132,14 @@ def release(array: np.ndarray) -> None:
 
   Pages of a map count as the process's own: an import would end with the whole checkpoint beside it.
   """
-  _advise(array, mmap.MADV_DONTNEED)
-
-
-def _advise(array: np.ndarray, advice: int) -> None:
-  start = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
+  start = _start(array)
   first = start // mmap.PAGESIZE * mmap.PAGESIZE
-  array._mmap.madvise(advice, first, start + array.nbytes - first)
+  array._mmap.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
+
+
+def _start(array: np.ndarray) -> int:
+  """Where a mapped tensor, or a run of its rows, begins in its file."""
+  return array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
 
 
 def read_header(path) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 import threading
 from collections.abc import Callable
+from concurrent import futures
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,10 @@ def load_params(
       if progress:
         progress(done, total)
 
-  params = {row.ours: transfer.place(arrays, row, lying[row.ours], dtype, count) for row in rows}
+  with futures.ThreadPoolExecutor(transfer.THREADS) as pool:
+    params = {
+      row.ours: transfer.place(arrays, row, lying[row.ours], dtype, pool, count) for row in rows
+    }
   return table.unflatten(params)
 
 

@@ -32,8 +32,8 @@ def save_folder(
   `dtypes` is one dtype for all or one per tensor of theirs (of the source). With the source's
   `layout` and dtypes the shards get the source's names, headers and order, so an untouched model comes out
   byte for byte. `carried` are the source's tensors beside the decoder's, written as they are whatever
-  `dtypes` says. Under several processes all must call this; the first one writes, and one tensor of
-  theirs at a time is whole in memory. `progress` is told (bytes written, of how many).
+  `dtypes` says. Under several processes all must call this; the first one writes, and a few tensors of
+  theirs at a time are whole in memory. `progress` is told (bytes written, of how many).
   """
   leaves, carried = table.flatten(params), carried or {}
   _check_leaves(leaves, carried, cfg)
@@ -59,8 +59,9 @@ def save_folder(
           writer.write(tensor, functools.partial(carried.get, tensor.name))
         else:
           theirs = sources[tensor.name]
-          arrays = [transfer.to_host(leaves[row.ours], i, tensor.dtype) for row, i in theirs.parts]
-          writer.write(tensor, functools.partial(_values, arrays, theirs, leaves, tensor))
+          parts = [transfer.take(leaves[row.ours], i, tensor.dtype) for row, i in theirs.parts]
+          writer.write(tensor, functools.partial(_values, parts, theirs, leaves, tensor))
+          del parts
         done += tensor.end - tensor.start
         if progress:
           progress(done, total)
@@ -165,12 +166,15 @@ def _target_layout(sources, dtypes, carried, source_layout, max_shard_bytes) -> 
   )
 
 
-def _values(arrays, theirs: table.Theirs, leaves, tensor: hf_files.Tensor) -> np.ndarray:
+def _values(parts, theirs: table.Theirs, leaves, tensor: hf_files.Tensor) -> np.ndarray:
   """Their tensor, if all its values are finite."""
-  for array, (row, index) in zip(arrays, theirs.parts, strict=True):
-    if not transfer.is_finite(array):
-      raise UserError(f"{tensor.name} {_fault(leaves[row.ours], index, tensor.dtype)}")
-  return table.to_theirs(arrays, theirs)
+  out = np.empty(tensor.shape, hf_files.DTYPES[hf_files.CODES[tensor.dtype]])
+  for part, (row, i) in zip(parts, theirs.parts, strict=True):
+    for index, values in transfer.on_host(part):
+      if not transfer.is_finite(values):
+        raise UserError(f"{tensor.name} {_fault(leaves[row.ours], i, tensor.dtype)}")
+      table.put(out, row, index, values)
+  return out
 
 
 def _fault(leaf, index, dtype: str) -> str:
@@ -182,7 +186,7 @@ def _fault(leaf, index, dtype: str) -> str:
       f"holds values that {dtype} cannot: the run diverged, or they are beyond its range. Export an "
       "earlier step, or with --dtype bfloat16."
     )
-  wide = transfer.to_host(leaf, index, "float32")
+  wide = np.asarray(transfer.take(leaf, index, "float32"))
   if transfer.is_finite(wide):
     return (
       f"holds {np.abs(wide).max():.3g}, beyond the range of {dtype}. Export with --dtype bfloat16."

@@ -16,20 +16,24 @@ from jax.sharding import PartitionSpec as P
 
 from mlit_jax.weights import hf_files, table
 
-_THREADS = min(8, os.cpu_count() or 1)
+# Twice the cores: half of the threads wait for the disk.
+THREADS = min(16, 2 * (os.cpu_count() or 1))
+_PIECE = 1 << 21  # values that one thread reads at once
 _ALIGNMENT = 64  # bytes
 _CHUNK = 1 << 18  # values looked at together: they stay in the cache
 
 
-def place(arrays, row: table.Row, sharding, dtype, count: Callable[[int], None]) -> jax.Array:
+def place(
+  arrays, row: table.Row, sharding, dtype, pool: futures.Executor, count: Callable[[int], None]
+) -> jax.Array:
   """The parameter of `row` on its devices, from the mapped tensors `arrays`.
 
-  One slice at a time is made on the host, its layers side by side; the files' pages are let go again.
-  `sharding` None is the default device. `count` is told the bytes read, from any thread.
+  One slice at a time is made on the host, its layers side by side, by the threads of `pool`. `sharding`
+  None is the default device. `count` is told the bytes read, from any thread.
   """
   shards = []
   for bounds, devices in _slices(row, sharding).items():  # replicas are read once
-    host = _read(arrays, row, bounds, np.dtype(dtype), count)
+    host = _read(arrays, row, bounds, np.dtype(dtype), pool, count)
     shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
     del host
   if not sharding:
@@ -46,8 +50,11 @@ def bytes_to_read(arrays, row: table.Row, sharding) -> int:
   return total
 
 
-def to_host(leaf, index: Sequence[int], dtype: str) -> np.ndarray | None:
-  """leaf[index] in `dtype`, on the first process's host; a collective if spread out."""
+def take(leaf, index: Sequence[int], dtype: str) -> jax.Array:
+  """leaf[index] in `dtype`, where the first process can read it; a collective if spread out.
+
+  Not waited for unless it is spread over processes.
+  """
   if isinstance(leaf, np.ndarray):
     leaf = jnp.asarray(leaf[tuple(index)])
     index = ()
@@ -57,7 +64,16 @@ def to_host(leaf, index: Sequence[int], dtype: str) -> np.ndarray | None:
       # Waited for everywhere: a process that runs ahead holds several whole tensors on its devices,
       # and collectives of several programs at once can lock each other out.
       part = jax.device_put(part, NamedSharding(part.sharding.mesh, P())).block_until_ready()
-    return np.asarray(part) if jax.process_index() == 0 else None
+    return part
+
+
+def on_host(part: jax.Array) -> list[tuple[tuple[slice, ...], np.ndarray]]:
+  """The slices of an array that this process's devices hold, each once; on a CPU they are not copied."""
+  shards = {
+    tuple((s.start, s.stop) for s in shard.index): shard for shard in part.addressable_shards
+  }
+  with jax.transfer_guard("allow"):
+    return [(shard.index, np.asarray(shard.data)) for shard in shards.values()]
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -104,28 +120,33 @@ def _names(row: table.Row, bounds) -> list[tuple[str, tuple[int, ...]]]:
   ]
 
 
-def _read(arrays, row: table.Row, bounds, dtype, count: Callable[[int], None]) -> np.ndarray:
-  out = _aligned([stop - start for start, stop in bounds], dtype)
+def _read(arrays, row: table.Row, bounds, dtype, pool, count: Callable[[int], None]) -> np.ndarray:
+  out = _zeros([stop - start for start, stop in bounds], dtype)
   cut = [slice(*pair) for pair in bounds[len(row.stack) :]]
 
-  def read(item):
-    name, here = item
-    touched = table.rows_read(arrays[name], row, cut)
-    hf_files.prefetch(touched)
-    values = table.read_slice(arrays[name], row, cut)
-    table.copy(out[(*here, ...)], values)  # ...: a view of a scalar too
+  def read(name, here, index, place):
+    run = hf_files.read(table.rows_read(arrays[name], row, index))
+    values = table.turn(run, row, index)
+    table.fill(out[(*here, *place, ...)], values)  # ...: a view of a scalar too
     count(values.nbytes)
-    hf_files.release(touched)
 
-  with futures.ThreadPoolExecutor(_THREADS) as pool:
-    list(pool.map(read, _names(row, bounds)))
+  begun = [
+    pool.submit(read, name, here, index, place)
+    for name, here in _names(row, bounds)
+    for index, place in table.pieces(row, cut, _PIECE)
+  ]
+  for done in begun:
+    done.result()
   return out
 
 
-def _aligned(shape, dtype) -> np.ndarray:
-  """An empty array that a CPU device takes over as it is, where it would copy one that begins elsewhere."""
+def _zeros(shape, dtype) -> np.ndarray:
+  """An array of zeros that a CPU device takes over as it is, where it would copy one that begins elsewhere.
+
+  A large one is not written to: new memory holds zeros.
+  """
   num_bytes = math.prod(shape) * dtype.itemsize
-  memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  memory = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
   start = -memory.ctypes.data % _ALIGNMENT
   return memory[start : start + num_bytes].view(dtype).reshape(shape)
 

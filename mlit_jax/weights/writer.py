@@ -1,5 +1,6 @@
 """A folder that appears only when it is whole, written by the first of all processes."""
 
+import collections
 import os
 import pathlib
 import shutil
@@ -13,19 +14,25 @@ from jax.experimental import multihost_utils
 from mlit_jax.errors import UserError
 from mlit_jax.weights import hf_files
 
+_MAKERS = 2
+_AHEAD = 2  # tensors under way when another is begun
+
 
 class FolderWriter:
   """Shards and files of the new folder `out`; under several processes all must call every method.
 
-  The first process writes, in a thread of its own: the next tensor is made ready while the last goes to the
-  disk. What fails there is kept until all hear of it, in `agree`: one process that stopped alone would
-  leave the others waiting for it.
+  The first process writes, each shard in a thread of its own: tensors are made ready while others go to the
+  disk, and a shard is synced while the next is written. What fails there is kept until all hear of it, in
+  `agree`: one process that stopped alone would leave the others waiting for it.
   """
 
   def __init__(self, out: pathlib.Path, num_bytes: int):
     self.out, self.num_bytes = out, num_bytes
-    self.folder = self.shard = self.pending = self.failure = None
-    self.pool = futures.ThreadPoolExecutor(1)
+    self.folder = self.shard = self.failure = None
+    self.makers = futures.ThreadPoolExecutor(_MAKERS)
+    self.thread = None  # of the shard
+    self.begun: collections.deque[futures.Future] = collections.deque()  # tensors under way
+    self.ended: collections.deque[futures.Future] = collections.deque()  # shards being synced
 
   def __enter__(self) -> "FolderWriter":
     self._attempt(self._make)
@@ -33,23 +40,33 @@ class FolderWriter:
     return self
 
   def __exit__(self, *_) -> None:
-    self.pool.shutdown()
+    self.makers.shutdown()
+    futures.wait([*self.begun, *self.ended])
+    if self.thread:
+      self.thread.shutdown()
     if self.folder and self.folder.exists():
       shutil.rmtree(self.folder)
 
   def begin(self, file: str, header: str) -> None:
-    """A new shard; the one before is synced meanwhile."""
+    """A new shard; what is left of the one before is written and synced meanwhile."""
 
     def begin():
       self._end_shard()
       self.shard = hf_files.open_shard(self.folder / file, header)
-      self.put = self.pool.submit(self.shard.__enter__).result()
+      self.put = self.shard.__enter__()
+      self.thread = futures.ThreadPoolExecutor(1)
 
     self._attempt(begin)
 
   def write(self, tensor: hf_files.Tensor, make: Callable[[], np.ndarray]) -> None:
-    """The shard's next tensor; `make` is called in the first process alone."""
-    self._attempt(lambda: self._submit(self.put, tensor, make()))
+    """The shard's next tensor; `make` is called in the first process alone, in some thread."""
+
+    def write():
+      _wait(self.begun, _AHEAD)
+      made, put = self.makers.submit(make), self.put
+      self.begun.append(self.thread.submit(lambda: put(tensor, made.result())))
+
+    self._attempt(write)
 
   def agree(self) -> None:
     """Raises in all processes if something failed in the first."""
@@ -60,8 +77,8 @@ class FolderWriter:
 
     def finish():
       self._end_shard()
-      if self.pending:
-        self.pending.result()
+      _wait(self.begun, 0)
+      _wait(self.ended, 0)
       complete(self.folder)
       hf_files.sync_folder(self.folder)
       os.rename(self.folder, self.out)  # replaces an empty folder, never a full one
@@ -95,14 +112,16 @@ class FolderWriter:
 
   def _end_shard(self) -> None:
     if self.shard:
-      self._submit(self.shard.__exit__, None, None, None)
+      _wait(self.ended, 0)
+      self.ended.append(self.thread.submit(self.shard.__exit__, None, None, None))
+      self.thread.shutdown(wait=False)
       self.shard = None
 
-  def _submit(self, *call) -> None:
-    """One array waits at most."""
-    if self.pending:
-      self.pending.result()
-    self.pending = self.pool.submit(*call)
+
+def _wait(calls: collections.deque[futures.Future], num: int) -> None:
+  """Until no more than `num` of the calls are under way; raises what one of them raised."""
+  while len(calls) > num:
+    calls.popleft().result()
 
 
 def not_written(out) -> UserError:

@@ -169,3 +169,22 @@ def test_a_released_tensor_takes_no_memory_and_is_still_there(tmp_path):
   hf_files.release(array[10:].reshape(2, -1))  # a view of it will do
   assert mapped() - before < num_bytes // 4
   assert array[1234] == 1234
+
+
+def test_runs_of_a_tensor_are_read_beside_the_map(tmp_path):
+  values = np.arange(3 * 50, dtype=np.float32).reshape(50, 3)
+  layout = hf_files.plan_layout([("a", "float32", (7,)), ("b", "float32", values.shape)])
+  ((file, header),) = layout.headers.items()
+  with hf_files.open_shard(tmp_path / file, header) as write:
+    for tensor, array in zip(
+      hf_files.parse_header(header, file), (np.ones(7, np.float32), values), strict=True
+    ):
+      write(tensor, array)
+  mapped = hf_files.map_tensors(tmp_path, layout)["b"]
+  for start, stop in ((0, 50), (10, 13), (49, 50)):
+    np.testing.assert_array_equal(hf_files.read(mapped[start:stop]), values[start:stop])
+  with (tmp_path / file).open("r+b") as f:
+    f.truncate((tmp_path / file).stat().st_size - 20)
+  np.testing.assert_array_equal(hf_files.read(mapped[:40]), values[:40])
+  with pytest.raises(UserError, match=r"model\.safetensors: became shorter"):
+    hf_files.read(mapped)

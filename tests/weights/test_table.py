@@ -65,6 +65,33 @@ def test_parts_of_one_tensor_follow_each_other_or_interleave():
         np.testing.assert_array_equal(table.read_slice(theirs, r, cut), part[cut])
 
 
+@pytest.mark.parametrize(
+  "text, num_pieces",
+  [
+    ("(N H) D -> D N H", 3),
+    ("N D -> D N", 3),
+    ("D (N H) -> N H D", 1),  # D is no longer than a strip
+    ("(N 1/3 H) D -> D N H", 3),
+    ("(0/1) -> ", 1),
+  ],
+)
+def test_pieces_of_a_slice_hold_each_value_once(text, num_pieces):
+  pattern = table.parse(text)
+  sizes = {"N": 20, "H": 3, "D": 5}
+  r = table.Row("x", "x", pattern, tuple(sizes[axis] for axis in pattern.ours))
+  theirs = np.arange(np.prod(r.their_shape)).reshape(r.their_shape)
+  cut = [slice(1, sizes[axis]) for axis in pattern.ours]
+  whole = table.read_slice(theirs, r, cut)
+  out = np.full(whole.shape, -1)
+  pieces = list(table.pieces(r, cut, 8 * theirs.size // 20))
+  for index, place in pieces:
+    assert (out[place] == -1).all()
+    out[place] = table.read_slice(theirs, r, index)
+    assert table.rows_read(theirs, r, index).size <= 8 * theirs.size // 20 or num_pieces == 1
+  np.testing.assert_array_equal(out, whole)
+  assert len(pieces) == num_pieces
+
+
 class Recorder:
   """Stands for a memory map and remembers which part was asked for."""
 
@@ -79,13 +106,13 @@ class Recorder:
 @pytest.mark.parametrize(
   "text, cut, elements",
   [
-    ("(N H) D -> D N H", (slice(1, 3), slice(2, 3), slice(None)), 2 * 3),
-    ("D (N H) -> N H D", (slice(0, 2), slice(None), slice(4, 5)), 6),
-    ("(N H) D -> D N H", (slice(0, 1), slice(None), slice(1, 2)), 12),  # H cut: all heads are read
-    ("N D -> D N", (slice(0, 1), slice(3, 4)), 1),
+    ("(N H) D -> D N H", (slice(1, 3), slice(2, 3), slice(None)), 3 * 5),
+    ("D (N H) -> N H D", (slice(0, 2), slice(None), slice(4, 5)), 12),
+    ("(N H) D -> D N H", (slice(0, 1), slice(None), slice(1, 2)), 60),  # H cut: all heads are read
+    ("N D -> D N", (slice(0, 1), slice(3, 4)), 5),
   ],
 )
-def test_only_the_slice_is_read(text, cut, elements):
+def test_only_the_rows_of_the_slice_are_read(text, cut, elements):
   r = row(text)
   theirs = Recorder(np.zeros(r.their_shape))
   table.read_slice(theirs, r, cut)

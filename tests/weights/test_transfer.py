@@ -1,3 +1,5 @@
+from concurrent import futures
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -15,8 +17,8 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def test_casts_of_bfloat16_keep_every_bit():
   """All 65,536 of them, the subnormal ones included, there and back; NaN stays NaN."""
   every = np.arange(1 << 16, dtype=np.uint16).view(BFLOAT16)
-  wide = np.empty((1 << 8, 1 << 8), np.float32)
-  table.copy(wide, every.reshape(wide.shape))
+  wide = np.zeros((1 << 8, 1 << 8), np.float32)
+  table.fill(wide, every.reshape(wide.shape))
   wide = wide.reshape(-1)
   np.testing.assert_array_equal(wide.view(np.uint32) >> 16, every.view(np.uint16))
   back = np.asarray(transfer.cast(jnp.asarray(wide), BFLOAT16))
@@ -37,6 +39,10 @@ def test_axes_in_any_order_are_copied(dtypes):
     out = np.full(view.shape, np.nan, target)
     table.copy(out, view)
     np.testing.assert_array_equal(out, view.astype(target))
+    for whole in (np.zeros(view.shape, target), np.zeros((*view.shape[:-1], 40), target)):
+      out = whole[..., : view.shape[-1]]  # a piece of an axis too
+      table.fill(out, view)
+      np.testing.assert_array_equal(out, view.astype(target))
 
 
 def test_float32_is_rounded_to_even_as_numpy_does():
@@ -79,11 +85,15 @@ def test_experts_and_layers_of_mixed_dtypes_come_to_their_places(tmp_path, spec,
   cut = NamedSharding(mesh.make_mesh(1, 2, 2, devices=jax.devices()[:4]), P(*spec))
   for sharding in (None, cut):
     told = []
-    placed = transfer.place(arrays, row, sharding, jnp.float32, told.append)
+    with futures.ThreadPoolExecutor(3) as pool:
+      placed = transfer.place(arrays, row, sharding, jnp.float32, pool, told.append)
     np.testing.assert_array_equal(np.asarray(placed), values.astype(np.float32))
     assert sum(told) == transfer.bytes_to_read(arrays, row, sharding) > 0
     if sharding:
       assert placed.sharding == sharding
     for index in ((0, 0), (1, 2)):
-      part = transfer.to_host(placed, index, "bfloat16")
+      part = np.full((6, 8), np.nan, BFLOAT16)
+      for where, found in transfer.on_host(transfer.take(placed, index, "bfloat16")):
+        assert np.isnan(part[where]).all()  # replicas once
+        part[where] = found
       np.testing.assert_array_equal(part.astype(np.float32), values[index].astype(np.float32))
