@@ -51,7 +51,8 @@ def test_the_workdir_has_what_the_interface_lists(finished):
     rows = [json.loads(line) for line in lines[:-1]]
     assert [r["lang"] for r in rows] == list(commands.COUNTS)
     assert all(
-      r.keys() == {"id", "lang", "prompt", "response", "stopped", "tokens", "model", "fidelity"}
+      r.keys()
+      == {"id", "lang", "prompt", "response", "stopped", "tokens", "model", "set", "fidelity"}
       for r in rows
     )
   assert (workdir / "checkpoints" / str(steps)).is_dir()

@@ -82,19 +82,24 @@ class _TensorBoard(_Tracker):
   def __init__(self, name: str, root: Path, first_step: int, config: dict):
     from tensorboardX import SummaryWriter
 
-    # Events at and after this step that an earlier attempt wrote are taken back.
-    # The names of files hold seconds; the suffix keeps two attempts within one apart.
-    self.writer = SummaryWriter(
+    # The names of files hold seconds; the suffix keeps two attempts within one apart. Events at and after the
+    # first step that an earlier attempt wrote are taken back.
+    self.open = lambda: SummaryWriter(
       str(root / FOLDER), purge_step=first_step + 1, filename_suffix=f".{first_step}"
+    )
+    self.writer = (
+      None  # until there is something to write: a run that is done already leaves no file
     )
 
   def log(self, step, values):
+    self.writer = self.writer or self.open()
     for key, value in values.items():
       self.writer.add_scalar(key, value, step)
     self.writer.flush()
 
   def close(self):
-    self.writer.close()
+    if self.writer is not None:
+      self.writer.close()
 
 
 class _OfPackage(_Tracker):
