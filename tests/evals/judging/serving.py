@@ -51,12 +51,18 @@ class Served:
         with served.lock:
           served.at_once += 1
           served.most_at_once = max(served.most_at_once, served.at_once)
+          self.inside = True
         try:
           with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._serve()
         finally:
-          with served.lock:
-            served.at_once -= 1
+          self._leave()
+
+      def _leave(self):
+        """Once: before the answer goes out, since whoever has it may be back before this thread goes on."""
+        with served.lock:
+          served.at_once -= self.inside
+          self.inside = False
 
       def _serve(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -107,6 +113,7 @@ class Served:
 
       def _send(self, status, text, headers=()):
         data = text.encode()
+        self._leave()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         for name, value in dict(headers).items():
