@@ -34,7 +34,7 @@ select, input, button { font: inherit; color: inherit; background: var(--page); 
 .sample[hidden], .answer[hidden] { display: none; }
 .answers { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 .answer.wrong-language .said { border-inline-start: 3px solid var(--c1); padding-inline-start: 8px; }
-.answer.wrong-language h4::after { content: " · not in this language"; color: var(--c1); font-weight: 700; }
+.why { color: var(--c1); font-weight: 700; }
 pre { font: 12px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { #answer-controls, #answer-more { display: none; } }
 """
@@ -262,12 +262,15 @@ def _sample(name: str, lang: str, key: str, of: Sequence[_Answer]) -> str:
 
 
 def _answer(lang: str, a: _Answer) -> str:
-  wrong = (a.record.get("fidelity") or {}).get("right") is False
+  verdict = a.record.get("fidelity") or {}
+  wrong = verdict.get("right") is False
+  why = f": {verdict['why']}" if verdict.get("why") else ""
+  mark = f' · <span class="why">not in this language{escape(why)}</span>' if wrong else ""
   cut = "" if a.record.get("stopped", True) else ", cut at the length limit"
   last = " data-last" if a.last else ""
   return (
     f'<div class="answer{" wrong-language" if wrong else ""}" data-run="{escape(a.run)}"{last}>'
-    f"<h4>{escape(a.run)}, step {a.step:,}{cut}</h4>{_said('div', lang, a.record['response'])}</div>"
+    f"<h4>{escape(a.run)}, step {a.step:,}{cut}{mark}</h4>{_said('div', lang, a.record['response'])}</div>"
   )
 
 

@@ -26,7 +26,10 @@ def mark(root: Path, **wrong: str):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
       right = row["id"] not in wrong.get(row["lang"], "")
-      row |= {"set": "heldout", "fidelity": {"right": right}}
+      row |= {
+        "set": "heldout",
+        "fidelity": {"right": right, **({} if right else {"why": "too short"})},
+      }
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
