@@ -1,6 +1,7 @@
 import csv
 import json
 import pathlib
+import sys
 import unicodedata
 
 import pytest
@@ -174,8 +175,12 @@ def test_the_real_answers_score_as_the_published_code_scores_them(part, package)
   ours = all_pass_rates([row for row in rows if row[1] in wanted], by_script, WORDS)
   golden = json.loads(GOLDEN.read_text("utf-8"))[part]
   assert {" ".join(key) for key in ours} == golden.keys()
-  for key, rates in ours.items():  # bit for bit
-    assert {k: rates[k] for k in ("acc", "lpr", "wpr") if k in rates} == golden[" ".join(key)], key
+  # Bit for bit with the sums of the Python that the golden figures were made with; from 3.12 on sum() rounds once,
+  # theirs as ours.
+  same = (lambda x: x) if sys.version_info < (3, 12) else (lambda x: pytest.approx(x, rel=1e-15))
+  for key, rates in ours.items():
+    found = {k: rates[k] for k in ("acc", "lpr", "wpr") if k in rates}
+    assert found == same(golden[" ".join(key)]), key
 
 
 def test_any_detector_will_do():
