@@ -61,9 +61,11 @@ CONFIGS = {
     post_norms=True, qk_norm=True, qk_norm_full=True, rope_local_theta=1e4, windows=(3, 0, 3),
   ),
   "gemma4": DecoderConfig(
-    family="gemma4_text", **SIZES, num_layers=6, num_kv_heads=2, norm_late_cast=True, post_norms=True,
-    qk_norm=True, value_norm=True, query_scale=0.2, activation="gelu_tanh", rope_local_theta=1e4,
-    windows=(3, 0, 3, 0, 3, 0), layer_scalar=True, layer_input_dim=6, global_head_dim=12,
+    # Few layers and small scores: nothing but the norms of queries and keys bounds them, and with random ones
+    # rounding alone grows beyond 1e-5.
+    family="gemma4_text", **SIZES, num_layers=4, num_kv_heads=2, norm_late_cast=True, post_norms=True,
+    qk_norm=True, value_norm=True, query_scale=0.1, activation="gelu_tanh", rope_local_theta=1e4,
+    windows=(3, 0, 3, 0), layer_scalar=True, layer_input_dim=6, global_head_dim=12,
     global_kv_heads=1, global_keys_as_values=True, num_borrowing=2, borrowing_d_ff=20,
     rope_scaling=(("factor", 1.0), ("partial_rotary_factor", 0.5), ("rope_type", "proportional")),
   ),
@@ -76,6 +78,9 @@ CONFIGS = {
 BUFFERS = ("beta", "eps", "layer_scalar")  # of xIELU and Gemma 4: parameters that do not train
 LENGTHS = [7, 1, 5, 9]
 T = 16  # of the packed rows: 7 + 1 + 5, and 9
+# Gradients of Gemma 4's scores, which nothing but norms bounds: 1.1e-5 by rounding on JAX 0.12, 1.4e-6 with the
+# activations in float64.
+GRADIENT_TOLERANCE = {"gemma4_text": 3e-5}
 every_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -153,7 +158,7 @@ def test_packed_equals_unpacked(cfg, assert_close):
   (_, ours), grads = jax.value_and_grad(packed_loss, has_aux=True)(params)
   (_, theirs), expected = jax.value_and_grad(unpacked_loss, has_aux=True)(params)
   assert_close(ours, theirs)
-  assert_close(grads, expected)
+  assert_close(grads, expected, GRADIENT_TOLERANCE.get(cfg.family, 1e-5))
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
     assert (np.abs(grad).max() > 0) == (path[-1].key not in BUFFERS), path
 
@@ -255,7 +260,8 @@ def test_remat_changes_no_gradient_and_saves_what_it_says(cfg, assert_close):
   expected = jax.jit(grad_of("none"))(params)
   jaxprs = {remat: str(jax.make_jaxpr(grad_of(remat))(params)) for remat in decoder.REMAT}
   for remat in ("attention_saved", "full"):
-    assert_close(jax.jit(grad_of(remat))(params), expected)
+    tolerance = GRADIENT_TOLERANCE.get(cfg.family, 1e-5)
+    assert_close(jax.jit(grad_of(remat))(params), expected, tolerance)
   # The three are three programs; a model compared with itself would pass the above.
   assert len(set(jaxprs.values())) == 3
   words = (" tanh ", "logistic", "expm1")

@@ -12,7 +12,6 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from mlit_jax import judge
 from mlit_jax import mesh as meshes
@@ -31,6 +30,10 @@ from tests.evals.judging.answered import (
 )
 from tests.evals.judging.answered import shown as texts_shown
 from tests.evals.judging.serving import Served, flaky
+
+load_file, save_file = (
+  getattr(pytest.importorskip("safetensors.numpy"), name) for name in ("load_file", "save_file")
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
