@@ -62,9 +62,10 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
       terminal.line(line)
     for line in card.left_out(job.evaluator.sets):
       terminal.line(line)
-    measured = measure(job.encoded, job.plan, job.tokenizer)
-    for line in findings(job.encoded, measured, job.ledger, job.tokenizer):
-      terminal.warning(line)
+    if runtime.is_main():  # the others have nobody to tell
+      measured = measure(job.encoded, job.plan, job.tokenizer)
+      for line in findings(job.encoded, measured, job.ledger, job.tokenizer):
+        terminal.warning(line)
     workdir.keep_tokenizer(root, job.tokenizer)
     if base:
       if runtime.is_main():

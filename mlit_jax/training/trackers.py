@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from mlit_jax.errors import UserError
 
@@ -70,15 +71,13 @@ class Trackers:
         del self.made[name]
 
 
-class _Tracker:
-  def log(self, step: int, values: dict[str, float]) -> None:
-    raise NotImplementedError
+class _Tracker(Protocol):
+  def log(self, step: int, values: dict[str, float]) -> None: ...
 
-  def close(self) -> None:
-    raise NotImplementedError
+  def close(self) -> None: ...
 
 
-class _TensorBoard(_Tracker):
+class _TensorBoard:
   def __init__(self, name: str, root: Path, first_step: int, config: dict):
     from tensorboardX import SummaryWriter
 
@@ -87,9 +86,8 @@ class _TensorBoard(_Tracker):
     self.open = lambda: SummaryWriter(
       str(root / FOLDER), purge_step=first_step + 1, filename_suffix=f".{first_step}"
     )
-    self.writer = (
-      None  # until there is something to write: a run that is done already leaves no file
-    )
+    # Made when there is something to write: a run that is done already leaves no file.
+    self.writer = None
 
   def log(self, step, values):
     self.writer = self.writer or self.open()
@@ -102,7 +100,7 @@ class _TensorBoard(_Tracker):
       self.writer.close()
 
 
-class _OfPackage(_Tracker):
+class _OfPackage:
   """wandb, and trackio, which has its interface."""
 
   def __init__(self, name: str, root: Path, first_step: int, config: dict):
