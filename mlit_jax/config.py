@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mlit_jax import user_file
 from mlit_jax.errors import UserError
 
 # Keys that hold something else by default, or a list instead.
@@ -57,23 +57,7 @@ def _run_config_file(path: Path) -> ConfigDict:
   root = str(path.resolve().parent.parent)
   if root not in sys.path:
     sys.path.append(root)
-  spec = importlib.util.spec_from_file_location("mlit_config_file", path)
-  if spec is None:
-    raise UserError(f"--config {path}: a config is a Python file with get_config()")
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-      raise UserError(f"--config {path}: the file has no function get_config()")
-    config = module.get_config()
-  except (AttributeError, KeyError) as e:
-    # A locked ConfigDict refuses a new key; its text names the nearest.
-    known = _misspelt(str(e))
-    raise UserError(f"--config {path}: {known}") from e
-  except UserError:
-    raise
-  except Exception as e:  # whatever the user's file does, the fault is in it
-    raise UserError(f"--config {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
+  config = user_file.call(path, "get_config", what=f"--config {path}", explain=_misspelt)
   if not isinstance(config, ConfigDict):
     raise UserError(
       f"--config {path}: get_config() returns {type(config).__name__}, not a ConfigDict"
@@ -160,6 +144,9 @@ def _unknown(key: str, known) -> str:
   )
 
 
-def _misspelt(text: str) -> str:
-  text = text.strip("\"'").replace("\\n", " ").replace("\n", " ")
+def _misspelt(error: Exception) -> str:
+  """A locked ConfigDict refuses a new key; its text names the nearest."""
+  if not isinstance(error, (AttributeError, KeyError)):
+    return ""
+  text = str(error).strip("\"'").replace("\\n", " ").replace("\n", " ")
   return f"{text} (every key is in configs/base.py)"

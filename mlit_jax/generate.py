@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from mlit_jax import runtime
 from mlit_jax.conversation import chat
+from mlit_jax.data.files import read_objects
 from mlit_jax.data.hashing import stable_hash
 from mlit_jax.errors import UserError
 from mlit_jax.evals.decoding import Generator
@@ -100,14 +101,8 @@ def run(args) -> None:
 
 def read_prompts(path: Path) -> Iterator[dict]:
   """Rows with id, lang and messages; UserError for a line that is not such a row."""
-  if not path.is_file():
-    raise UserError(f"--prompts {path}: no such file")
-  # At \n only: splitlines would cut a prompt at U+2028.
-  for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-    if not line.strip():
-      continue
+  for number, row in read_objects(path):
     try:
-      row = json.loads(line)
       messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
       if not all(isinstance(m["content"], str) and m["role"] in PROMPT_ROLES for m in messages):
         raise ValueError(f"each message needs a role of {', '.join(PROMPT_ROLES)}, and text")
@@ -137,7 +132,7 @@ def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[di
       "id": row["id"],
       "lang": row["lang"],
       "prompt": row["messages"][-1]["content"],
-      "response": model.tokenizer.decode(done.tokens) if done.text is None else done.text,
+      "response": done.written(model.tokenizer.decode),
       "stopped": done.stopped,
       "tokens": len(done.tokens),
       "model": model.name,

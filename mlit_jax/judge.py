@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mlit_jax import runtime
+from mlit_jax.data.files import read_objects
 from mlit_jax.detectors import open_detector
 from mlit_jax.errors import UserError
 from mlit_jax.evals import fidelity
@@ -39,7 +40,7 @@ from mlit_jax.evals.judging.judges import (
   recorded_judge,
   unjudged,
 )
-from mlit_jax.evals.judging.pairs import Pair, fingerprint_prompts, read_lines, read_pairs
+from mlit_jax.evals.judging.pairs import Pair, fingerprint_prompts, read_pairs
 from mlit_jax.evals.judging.prompts import open_templates
 from mlit_jax.evals.judging.verdicts import Store, json_line, winner
 from mlit_jax.model.config import text_config
@@ -139,7 +140,8 @@ def run(args) -> None:
       about["rubric"] = args.template or f"shipped ({args.rubric_language})"
       about["temperature"] = args.temperature
     write(out, summary, table, about)
-  terminal.table(report.table(summary, title(about)))
+  for table in report.tables(summary, title(about)):
+    terminal.table(table)
   terminal.line(f"summary.json, scores.jsonl, report.md and verdicts.jsonl are in {out}")
 
 
@@ -314,7 +316,7 @@ def read_others(path: Path, pairs: list[Pair]) -> dict[str, float]:
   """{fingerprint of the pair: score} of another judging, which must be of the same answers."""
   found = {
     row["pair"]: row["score"]
-    for _, row in read_lines(path)
+    for _, row in read_objects(path)
     if isinstance(row.get("pair"), str) and isinstance(row.get("score"), (int, float))
   }
   common = found.keys() & {pair.fingerprint for pair in pairs}

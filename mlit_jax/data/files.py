@@ -44,6 +44,23 @@ def read_rows(path: str) -> Iterator[tuple[int, bytes | dict | BadRow]]:
   return _table_rows(path) if file_kind(path) in BATCHES else _json_rows(path)
 
 
+def read_objects(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
+  """(line or row number from 1, object) of a file of objects; UserError names the place of what is none."""
+  path = str(path)
+  for number, raw in read_rows(path):
+    if isinstance(raw, BadRow):
+      raise UserError(f"{path}:{number}: {raw.detail} {raw.remedy}")
+    try:
+      row = parse_json(raw) if isinstance(raw, bytes) else raw
+    except BadRow as bad:
+      raise UserError(f"{path}:{number}: {bad.detail} {bad.remedy}") from None
+    if not isinstance(row, dict):
+      raise UserError(
+        f"{path}:{number}: {shorten(row)} is no object. Write one JSON object a line."
+      )
+    yield number, row
+
+
 def parse_json(line: bytes) -> object:
   """One line of JSON, or BadRow."""
   try:
@@ -99,6 +116,8 @@ def _json_rows(path: str):
         elif line.strip():
           empty = False
           yield number, line
+  except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
   except (EOFError, gzip.BadGzipFile, zlib.error, _zstd_error(), OSError) as error:
     raise UserError(
       f"{path}: cannot be read ({error}). Fetch or compress the file again."

@@ -10,25 +10,11 @@ from mlit_jax.evals.statistics import (
   at_least_rule_of_three,
   cluster_sums,
   interval_of_draws,
-  proportion_figure,
   resample_sums,
 )
 
 MIN_OF_EACH = 5  # calibration prompts that people called good, and bad
 MAX_UNUSABLE = 0.025  # share of draws: beyond it an end of the interval is not known
-
-
-def tie_discounted_agreement(
-  labels: Sequence[Hashable], others: Sequence[Hashable], *, tie="tie", clusters=None
-) -> Figure:
-  """Mean of 1 for the same label, 0.5 where exactly one of the two says tie, 0 otherwise.
-
-  The measure of LIMA (Zhou et al. 2023). Labels of the same item stand at the same place; None (no
-  label) leaves the item out.
-  """
-  items, kept = _labelled(labels, others, clusters)
-  values = [1.0 if x == y else 0.5 if tie in (x, y) else 0.0 for x, y in items]
-  return proportion_figure(values, clusters=kept)
 
 
 def cohen_kappa(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich.table import Table
 
+from mlit_jax.data.files import read_objects
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.detect import Detector
 from mlit_jax.detectors.accuracy import accuracy_note
@@ -37,15 +37,9 @@ def read_sets(files: Iterable[str], wanted: set[str] = frozenset()) -> dict[str,
 
 def read_answers(file: Path, name: str) -> list[Record]:
   """One Record a line of generations.jsonl: `lang` and `response`, and `id`, `prompt`, ... if there."""
-  try:
-    lines = file.read_text("utf-8").split("\n")
-  except (OSError, UnicodeDecodeError) as e:
-    raise UserError(f"--answers {file}: cannot be read: {e}.") from e
   records, seen = [], {}
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    record = _record(line, f"{file}:{number}", name, len(records))
+  for number, row in read_objects(file):
+    record = _record(row, f"{file}:{number}", name, len(records))
     key = (record.lang, record.example_id)
     if key in seen:
       raise UserError(
@@ -118,13 +112,7 @@ def rates_table(name: str, by_lang: dict) -> Table:
   return table
 
 
-def _record(line: str, place: str, name: str, index: int) -> Record:
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as e:
-    raise UserError(f"{place}: is no JSON: {e}. Give one object a line.") from e
-  if not isinstance(row, dict):
-    raise UserError(f"{place}: is {type(row).__name__}, not an object with lang and response.")
+def _record(row: dict, place: str, name: str, index: int) -> Record:
   for key in ("lang", "response"):
     if not isinstance(row.get(key), str):
       raise UserError(f"{place}: {key} is {row.get(key)!r}, not text. Each answer needs it.")

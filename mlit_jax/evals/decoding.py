@@ -48,6 +48,10 @@ class Completion:
   stopped: bool
   text: str | None = None
 
+  def written(self, decode: Callable[[Sequence[int]], str]) -> str:
+    """The answer as text."""
+    return decode(self.tokens) if self.text is None else self.text
+
 
 class Generator:
   """Answers prompts in a few fixed shapes, greedy or sampled. A row whose answer ends takes the next prompt.

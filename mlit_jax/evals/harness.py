@@ -7,7 +7,9 @@ The package is an extra (`pip install 'mlit_jax[harness]'`); tasks, prompts and 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,64 @@ def run_harness(
   return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Served:
+  """What answers the package: the model, in rows of up to max_length tokens."""
+
+  cfg: DecoderConfig
+  params: dict
+  tokenizer: Tokenizer
+  mesh: Mesh
+  max_length: int
+  rows: int
+  dtype: jnp.dtype
+
+  def score(self, rows) -> list[tuple[float, ...]]:
+    """(nll, tokens, tokens that were not the likeliest) of what counts in each row of `continuation`."""
+    if not rows:
+      return []
+    scored = make_scored_set("harness", rows, self.max_length)
+    step = likelihood.make_score_step(
+      self.cfg, self.mesh, scored.num_segments, self.dtype, misses=True
+    )
+    shards = meshes.batch_shards(self.mesh)
+    batches = scored.batches(-(-self.rows // shards) * shards, scored.num_segments)
+    found = likelihood.score(self.params, step, batches, range(len(rows)))
+    return [found[i] for i in range(len(rows))]
+
+  def write(self, asked: Sequence[tuple[str, dict]]) -> list[str]:
+    """Answers to contexts, each with its task's settings."""
+    prompts = [begin(self.tokenizer, context)[-self.max_length :] for context, _ in asked]
+    settings = [_settings(kwargs) for _, kwargs in asked]
+    out = [""] * len(asked)
+    if not asked:
+      return out
+    generator = Generator(
+      self.cfg,
+      self.mesh,
+      max_new_tokens=max(setting.most for setting in settings),
+      prompt_buckets=buckets(max(map(len, prompts))),
+      rows=32,
+      dtype=self.dtype,
+    )
+    for setting in dict.fromkeys(settings):
+      mine = [i for i, s in enumerate(settings) if s == setting]
+      done = generator.generate(
+        self.params,
+        [prompts[i] for i in mine],
+        stop_ids=self.tokenizer.stop_ids,
+        stop_texts=setting.until,
+        decode=self.tokenizer.decode,
+        temperature=setting.temperature,
+        top_p=setting.top_p,
+        ids=mine,
+        max_new_tokens=[setting.most] * len(mine),
+      )
+      for i, d in zip(mine, done, strict=True):
+        out[i] = d.written(self.tokenizer.decode)
+    return out
+
+
 def make_lm(
   name: str,
   cfg: DecoderConfig,
@@ -78,13 +138,10 @@ def make_lm(
     raise UserError(
       "lm-evaluation-harness is not installed; pip install 'mlit_jax[harness]', or pip install lm_eval"
     ) from None
+  served = _Served(cfg, params, tokenizer, mesh, max_length, rows, jnp.dtype(dtype))
 
   class Harness(LM):
     """Scores continuations and writes answers; texts in, texts out."""
-
-    def __init__(self):
-      super().__init__()
-      self.rows = -(-rows // meshes.batch_shards(mesh)) * meshes.batch_shards(mesh)
 
     @property
     def tokenizer_name(self) -> str:
@@ -101,83 +158,45 @@ def make_lm(
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
       pairs = [request.args for request in requests]
-      rows = [continuation(tokenizer, *pair, max_length) for pair in pairs]
-      out = [(-nll, misses == 0) for nll, _, misses in self._scored(rows)]
-      for pair, result in zip(pairs, out, strict=True):
-        self.cache_hook.add_partial("loglikelihood", pair, result)
-      return out
+      scored = served.score([continuation(tokenizer, *pair, max_length) for pair in pairs])
+      out = [(-nll, misses == 0) for nll, _, misses in scored]
+      return self._remember("loglikelihood", pairs, out)
 
     def loglikelihood_rolling(self, requests) -> list[float]:
       texts = [request.args[0] for request in requests]
       windows = [rolling(tokenizer, text, max_length) for text in texts]
-      scored = iter(self._scored([w for of_text in windows for w in of_text]))
+      scored = iter(served.score([w for of_text in windows for w in of_text]))
       out = [-sum(next(scored)[0] for _ in of_text) for of_text in windows]
-      for text, result in zip(texts, out, strict=True):
-        self.cache_hook.add_partial("loglikelihood_rolling", (text,), result)
-      return out
+      return self._remember("loglikelihood_rolling", [(text,) for text in texts], out)
 
     def generate_until(self, requests) -> list[str]:
       asked = [request.args for request in requests]
-      prompts = [begin(tokenizer, context)[-max_length:] for context, _ in asked]
-      settings = [_Settings.of(kwargs) for _, kwargs in asked]
-      out: list[str] = [""] * len(asked)
-      if not asked:
-        return out
-      generator = Generator(
-        cfg,
-        mesh,
-        max_new_tokens=max(setting.most for setting in settings),
-        prompt_buckets=buckets(max(map(len, prompts))),
-        rows=32,
-        dtype=dtype,
-      )
-      for setting in dict.fromkeys(settings):
-        mine = [i for i, s in enumerate(settings) if s == setting]
-        done = generator.generate(
-          params,
-          [prompts[i] for i in mine],
-          stop_ids=tokenizer.stop_ids,
-          stop_texts=setting.until,
-          decode=tokenizer.decode,
-          temperature=setting.temperature,
-          top_p=setting.top_p,
-          ids=mine,
-          max_new_tokens=[setting.most] * len(mine),
-        )
-        for i, d in zip(mine, done, strict=True):
-          out[i] = tokenizer.decode(d.tokens) if d.text is None else d.text
-      for pair, text in zip(asked, out, strict=True):
-        self.cache_hook.add_partial("generate_until", pair, text)
-      return out
+      return self._remember("generate_until", asked, served.write(asked))
 
-    def _scored(self, rows) -> list[tuple[float, ...]]:
-      if not rows:
-        return []
-      scored = make_scored_set("harness", rows, max_length)
-      step = likelihood.make_score_step(cfg, mesh, scored.num_segments, dtype, misses=True)
-      batches = scored.batches(self.rows, scored.num_segments)
-      found = likelihood.score(params, step, batches, range(len(rows)))
-      return [found[i] for i in range(len(rows))]
+    def _remember(self, kind: str, asked, answers: list) -> list:
+      for request, found in zip(asked, answers, strict=True):
+        self.cache_hook.add_partial(kind, request, found)
+      return answers
 
   return Harness()
 
 
-class _Settings(tuple):
-  """How a task wants its answers: (most tokens, temperature, top_p, stop strings)."""
+class _Settings(NamedTuple):
+  """How a task wants its answers; `until` are stop strings."""
 
-  most = property(lambda self: self[0])
-  temperature = property(lambda self: self[1])
-  top_p = property(lambda self: self[2])
-  until = property(lambda self: self[3])
+  most: int  # tokens
+  temperature: float
+  top_p: float
+  until: tuple[str, ...]
 
-  @classmethod
-  def of(cls, kwargs: dict) -> _Settings:
-    until = kwargs.get("until") or ()
-    until = (until,) if isinstance(until, str) else tuple(until)
-    sampled = kwargs.get("do_sample", kwargs.get("temperature", 0.0) > 0)
-    temperature = float(kwargs.get("temperature", 1.0)) if sampled else 0.0
-    most = kwargs.get("max_gen_toks") or kwargs.get("max_new_tokens") or MAX_NEW_TOKENS
-    return cls((int(most), temperature, float(kwargs.get("top_p", 1.0)), until))
+
+def _settings(kwargs: dict) -> _Settings:
+  until = kwargs.get("until") or ()
+  until = (until,) if isinstance(until, str) else tuple(until)
+  sampled = kwargs.get("do_sample", kwargs.get("temperature", 0.0) > 0)
+  temperature = float(kwargs.get("temperature", 1.0)) if sampled else 0.0
+  most = kwargs.get("max_gen_toks") or kwargs.get("max_new_tokens") or MAX_NEW_TOKENS
+  return _Settings(int(most), temperature, float(kwargs.get("top_p", 1.0)), until)
 
 
 def begin(tokenizer: Tokenizer, text: str) -> list[int]:

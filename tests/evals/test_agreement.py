@@ -3,18 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlit_jax.evals.agreement import cohen_kappa, corrected_share, tie_discounted_agreement
+from mlit_jax.evals.agreement import cohen_kappa, corrected_share
 from mlit_jax.evals.statistics import Figure
-
-
-def test_tie_discounted_agreement_by_hand():
-  ours = ["a", "a", "tie", "tie", "b", None]
-  theirs = ["a", "b", "tie", "a", "tie", "a"]
-  figure = tie_discounted_agreement(ours, theirs)
-  assert figure.value == pytest.approx((1 + 0 + 1 + 0.5 + 0.5) / 5)
-  assert figure.n == 5
-  assert figure.low < figure.value < figure.high
-  assert tie_discounted_agreement([], []) == Figure(None, 0)
 
 
 def test_kappa_of_the_textbook_table():
@@ -41,11 +31,10 @@ def test_labels_of_one_prompt_count_once():
   rng = np.random.default_rng(0)
   ours, theirs = rng.choice(["a", "b", "tie"], (2, 60)).tolist()
   ids = [str(i) for i in range(60)]
-  for measure in (cohen_kappa, tie_discounted_agreement):
-    once = measure(ours, theirs)
-    thrice = measure(ours * 3, theirs * 3, clusters=ids * 3)
-    assert thrice.value == pytest.approx(once.value)
-    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.05)
+  once = cohen_kappa(ours, theirs)
+  thrice = cohen_kappa(ours * 3, theirs * 3, clusters=ids * 3)
+  assert thrice.value == pytest.approx(once.value)
+  assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.05)
 
 
 @settings(max_examples=30, deadline=None)
@@ -55,14 +44,13 @@ def test_labels_of_one_prompt_count_once():
 )
 def test_neither_the_order_of_items_nor_of_judges_matters(items, random):
   shuffled = random.sample(items, len(items))
-  for measure in (cohen_kappa, tie_discounted_agreement):
-    one = measure([x for x, _ in items], [y for _, y in items])
-    two = measure([y for _, y in shuffled], [x for x, _ in shuffled])
-    assert (one.value is None) == (two.value is None)
-    if one.value is not None:
-      assert one.value == pytest.approx(two.value)
-      if one.low is not None:
-        assert one.low <= one.value <= one.high <= 1 + 1e-12
+  one = cohen_kappa([x for x, _ in items], [y for _, y in items])
+  two = cohen_kappa([y for _, y in shuffled], [x for x, _ in shuffled])
+  assert (one.value is None) == (two.value is None)
+  if one.value is not None:
+    assert one.value == pytest.approx(two.value)
+    if one.low is not None:
+      assert one.low <= one.value <= one.high <= 1 + 1e-12
 
 
 def calibration(good, hits, bad, false_alarms):

@@ -100,8 +100,8 @@ def test_only_some_languages(answers_file, tmp_path):
   "rows, args, parts",
   [
     ([], [], ["chat.jsonl", "no answer"]),
-    (["{"], [], ["chat.jsonl:1", "no JSON"]),
-    (["[1]"], [], ["chat.jsonl:1", "list"]),
+    (["{"], [], ["chat.jsonl:1", "broken JSON"]),
+    (["[1]"], [], ["chat.jsonl:1", "1 is no object"]),
     ([ROWS[0], {"id": "a", "lang": "fi"}], [], ["chat.jsonl:2", "response"]),
     ([answer(1, "klingonese", FI)], [], ["chat.jsonl:1", "klingonese"]),
     ([ROWS[0], answer(1, "swh", SW)], [], ["chat.jsonl:2", "'a1'", "line 1"]),

@@ -10,16 +10,18 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from mlit_jax.evals import comparing
-from mlit_jax.evals.agreement import cohen_kappa, corrected_share, tie_discounted_agreement
+from mlit_jax.evals.agreement import cohen_kappa, corrected_share
 from mlit_jax.evals.comparing import macro_difference, paired_difference
+from mlit_jax.evals.judging.bias import VerdictPair, attenuation, length_controlled_score
+from mlit_jax.evals.judging.scores import Judged, summarise
 from mlit_jax.evals.ranking import ELO_PER_LOG_ODDS, Game, rank
 from mlit_jax.evals.statistics import (
+  Figure,
   macro_figure,
   mean_figure,
   proportion_figure,
   ratio_figure,
 )
-from mlit_jax.evals.win_scores import VerdictPair, attenuation, length_controlled_score, win_scores
 
 NUM_EVALUATIONS = 2000
 
@@ -152,18 +154,16 @@ def judged_in_two_languages(n):
   """The win score of a judge of whom a fifth is position: 0.5 + 0.8 (0.65 - 0.5) in either language."""
 
   def one(rng):
-    pairs = list(verdicts(rng, n, 0.2, 0.7, 0.6, 0.1))
-    again = [
-      VerdictPair(p.id, "sw", p.a_first, p.b_first) if rng.random() < 0.6 else q
-      for p, q in zip(
-        pairs,
-        [
-          VerdictPair(p.id, "sw", p.a_first, p.b_first)
-          for p in verdicts(rng, n, 0.2, 0.7, 0.6, 0.1)
-        ],
-      )
+    first = list(verdicts(rng, n, 0.2, 0.7, 0.6, 0.1))
+    other = list(verdicts(rng, n, 0.2, 0.7, 0.6, 0.1))
+    second = [p if rng.random() < 0.6 else q for p, q in zip(first, other)]
+    table = [
+      Judged(str(p.id), lang, str(p.id), (("ab", p.a_first), ("ba", p.b_first)), 1, 1)
+      for lang, pairs in (("en", first), ("sw", second))
+      for p in pairs
     ]
-    return win_scores(pairs + again)["mean"]["win_score"], 0.62
+    found = summarise(table)["mean"]["win_score"]
+    return Figure(**found), 62.0
 
   return one
 
@@ -189,15 +189,6 @@ def kappas(n):
   def one(rng):
     drawn = rng.choice(9, n, p=table.ravel())
     return cohen_kappa((drawn // 3).tolist(), (drawn % 3).tolist(), num_draws=1000), truth
-
-  return one
-
-
-def agreements(n):
-  def one(rng):
-    ours, theirs = rng.choice(["a", "b", "tie"], (2, n), p=[0.5, 0.3, 0.2]).tolist()
-    # Same: 0.25 + 0.09 + 0.04; one says tie: 2 x 0.2 x 0.8, at half.
-    return tie_discounted_agreement(ours, theirs), 0.38 + 0.16
 
   return one
 
@@ -252,7 +243,6 @@ CASES = {
   "without net position, 120 prompts": without_position(120, 1.0, "without_net"),
   "length controlled, 50 prompts, 2 answers": length_controlled(50, 2),
   "kappa, 60 prompts": kappas(60),
-  "agreement, 60 prompts": agreements(60),
   "corrected share, 300 and 100 prompts": corrected(300, 100, 0.85, 0.75, 0.6),
   "corrected share, 120 and 60 prompts": corrected(120, 60, 0.95, 0.9, 0.7),
   "Elo, 50 prompts, 3 models": ranked(50, [0.0, 0.3, 0.8]),

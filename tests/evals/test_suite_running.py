@@ -12,7 +12,7 @@ import mlit_jax
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.errors import UserError
 from mlit_jax.evals.evaluator import Evaluator
-from mlit_jax.evals.suites.running import choice_records, cut_at_stop, encode_choices
+from mlit_jax.evals.suites.running import choice_records, encode_choices
 from mlit_jax.evals.suites.suite import Item, Suite, ask
 from mlit_jax.evals.summary import summarise
 from mlit_jax.opening import open_model, whole_mesh
@@ -129,9 +129,27 @@ def test_answers_are_those_of_the_generator_and_are_scored(model):
   assert again == figures
 
 
-def test_a_stop_string_ends_an_answer():
-  assert cut_at_stop("one\nQ: two\n\n", ["\n\n", "\nQ:"]) == ("one", True)
-  assert cut_at_stop("one", ["x"]) == ("one", False)
+def test_a_stop_string_of_the_suite_ends_an_answer(model):
+  """Cut at a piece of what the model says of itself: before it, and counted as stopped."""
+
+  def answers(stop):
+    suite = Suite("s", items, None, ("stopped",), max_new_tokens=12, stop=stop)
+    evaluator = Evaluator(
+      model.cfg, whole_mesh(), model.tokenizer, [], rows=8, max_new_tokens=99, dtype=np.float32, suites=[suite]
+    )  # fmt: skip
+    return evaluator.run(model.params)[1]
+
+  items = [Item(lang, lang, ask(text)) for lang, (text, _) in TEXTS.items()]
+  whole = answers(())
+  long = next(r for r in whole if len(r.response) > 4)
+  stop = long.response[2:4]
+  for before, after in zip(whole, answers((stop,)), strict=True):
+    found = before.response.find(stop)
+    if found < 0:
+      assert after == before
+    else:
+      assert (after.response, after.stopped) == (before.response[:found], True)
+      assert after.response_tokens < before.response_tokens
 
 
 def test_a_score_that_is_no_number_is_refused(model):

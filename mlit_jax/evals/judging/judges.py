@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from mlit_jax.data.files import read_objects
 from mlit_jax.errors import UserError
 from mlit_jax.evals.judging.costs import Prices, tokens_of
 from mlit_jax.evals.judging.endpoint import Endpoint, Interrupted, Refused
-from mlit_jax.evals.judging.pairs import NUM_SHOWN, Pair, digest, read_lines
+from mlit_jax.evals.judging.pairs import NUM_SHOWN, Pair, digest
 from mlit_jax.evals.judging.prompts import Template
 from mlit_jax.evals.judging.verdicts import CHOICES, Store, parse
 
@@ -276,7 +277,7 @@ def recorded_judge(path: Path, pairs: Iterable[Pair]) -> KnownJudge:
   """
   of_place = {(pair.lang, pair.id): pair for pair in pairs}
   choices: dict[tuple[str, str, str], str | None] = {}
-  for number, row in read_lines(path):
+  for number, row in read_objects(path):
     if "version" in row and "prompts" in row:
       continue  # the first line of a verdicts.jsonl
     place, choice = _recorded(row, f"{path}:{number}")

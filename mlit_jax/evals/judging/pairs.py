@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from mlit_jax.data.files import read_objects
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.errors import UserError
 
@@ -86,7 +87,7 @@ def read_answers(path: Path) -> dict[tuple[str, str], Answer]:
   """{(lang, id): answer} of a file with one object a line: id, lang, prompt, response, and model if known."""
   out: dict[tuple[str, str], Answer] = {}
   where: dict[tuple[str, str], int] = {}
-  for number, row in read_lines(path):
+  for number, row in read_objects(path):
     answer = _answer(row, f"{path}:{number}")
     key = answer.lang, answer.id
     if key in out:
@@ -97,27 +98,6 @@ def read_answers(path: Path) -> dict[tuple[str, str], Answer]:
     out[key], where[key] = answer, number
   if not out:
     raise UserError(f"{path} holds no answer; each line needs id, lang, prompt and response.")
-  return out
-
-
-def read_lines(path: Path) -> list[tuple[int, dict]]:
-  """(line number, object) of every line of a JSONL file that is not empty."""
-  try:
-    content = Path(path).read_bytes()
-  except OSError as e:
-    raise UserError(f"{path} cannot be read: {e.strerror or e}.") from e
-  out = []
-  # At \n only: splitlines would cut a text at U+2028.
-  for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError) as e:
-      raise UserError(f"{path}:{number}: not JSON ({e}); write one object a line.") from e
-    if not isinstance(row, dict):
-      raise UserError(f"{path}:{number}: a {type(row).__name__}; expected an object.")
-    out.append((number, row))
   return out
 
 

@@ -16,8 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from mlit_jax.evals.agreement import cohen_kappa
+from mlit_jax.evals.judging.bias import (
+  VerdictPair,
+  attenuation,
+  length_controlled_score,
+  score_of,
+)
 from mlit_jax.evals.statistics import Figure, macro_figure, mean_figure, proportion_figure
-from mlit_jax.evals.win_scores import VerdictPair, attenuation, length_controlled_score
 from mlit_jax.metrics import MEAN, WORST
 
 UNREAD = None  # in place of a winner
@@ -69,18 +75,6 @@ class Judged:
       "length_b": self.length_b,
       "pair": self.pair,
     }
-
-
-def score_of(winners: Sequence[str | None]) -> float | None:
-  """1, 0.5 or 0 for A from the winners in all orders; None where one is unreadable.
-
-  a a -> 1    b b -> 0    a b, tie tie, a tie, and the same answer twice (no winners) -> 0.5
-  """
-  if UNREAD in winners:
-    return None
-  if winners and all(winner == winners[0] for winner in winners) and winners[0] != "tie":
-    return 1.0 if winners[0] == "a" else 0.0
-  return 0.5
 
 
 def gated(score: float | None, faithful_a: bool, faithful_b: bool) -> float | None:
@@ -175,10 +169,10 @@ METRICS = {
   "agreement": Metric(_agreement, worst=min),
 }
 # What needs all prompts of a language at once. The mean of these is that of the languages, without an interval.
-FITS = ("win_score_length_controlled", "follows_position", "win_score_without_position")
+FITS = ("win_score_length_controlled", "follows_position", "win_score_without_position", "kappa")
 ORDER = (
   "win_score", "win_score_gated", FITS[0], "decided_win_rate", "tie_rate", "order_consistency", "first_slot_rate",
-  *FITS[1:], "invalid_rate", "length_difference", "fidelity_a", "fidelity_b", "agreement",
+  *FITS[1:3], "invalid_rate", "length_difference", "fidelity_a", "fidelity_b", "agreement", FITS[3],
 )  # fmt: skip
 
 
@@ -225,18 +219,18 @@ def summarise(table: Iterable[Judged], *, seed: int = 0) -> dict:
 def _fits(rows: Sequence[Judged], seed: int) -> dict[str, Figure]:
   """FITS of one language's prompts, over those that a judge was asked about and could be read."""
   asked = [x for x in rows if len(x.winners) == 2 and x.score is not None]
-  pairs = [
-    VerdictPair(x.id, x.lang, dict(x.winners)["ab"], dict(x.winners)["ba"], x.group) for x in asked
-  ]
+  pairs = [VerdictPair(x.id, x.lang, dict(x.winners)["ab"], dict(x.winners)["ba"]) for x in asked]
   bias = attenuation(pairs, seed=seed)
   scored = [x for x in rows if x.score is not None]
   controlled = length_controlled_score(
     [x.score for x in scored], [x.length_a - x.length_b for x in scored], seed=seed
   )
+  both = [x for x in scored if x.other is not None]
   return {
     FITS[0]: _scaled(controlled, 100.0),
     FITS[1]: bias.follows_position,
     FITS[2]: _scaled(bias.without, 100.0),
+    FITS[3]: cohen_kappa([x.score for x in both], [x.other for x in both], seed=seed),
   }
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlit_jax.data.files import BadRow, file_kind, parse_json, read_rows, shorten
+from mlit_jax.data.files import file_kind, read_objects
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.errors import UserError
 
@@ -127,17 +127,8 @@ def _words(path: Path) -> set[str]:
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
   if path.suffix in TABLES:
     yield from _table(path, columns)
-    return
-  for number, raw in read_rows(str(path)):
-    try:
-      if isinstance(raw, BadRow):
-        raise raw
-      row = parse_json(raw) if isinstance(raw, bytes) else raw
-    except BadRow as bad:
-      raise UserError(f"{path}:{number}: {bad.detail} {bad.remedy}") from None
-    if not isinstance(row, dict):
-      raise UserError(f"{path}:{number}: the row is {shorten(row)}, not an object")
-    yield number, row
+  else:
+    yield from read_objects(path)
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+from mlit_jax import user_file
+from mlit_jax.data.files import read_objects
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Message
 from mlit_jax.errors import UserError
@@ -59,21 +60,10 @@ def open_suite(spec: str) -> Suite:
 
 
 def _from_python(path: Path) -> Suite:
-  if not path.is_file():
-    raise UserError(f"the suite {path}: no such file")
-  spec = importlib.util.spec_from_file_location("mlit_suite_file", path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    suite = module.get_suite() if hasattr(module, "get_suite") else None
-  except UserError:
-    raise
-  except Exception as e:  # whatever the user's file does, the fault is in it
-    raise UserError(f"the suite {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
+  suite = user_file.call(path, "get_suite", what=f"the suite {path}")
   if not isinstance(suite, Suite):
     raise UserError(
-      f"the suite {path} needs a function get_suite() that returns mlit_jax.evals.suites.suite.Suite"
+      f"the suite {path}: get_suite() returns {type(suite).__name__}, not mlit_jax.evals.suites.suite.Suite"
     )
   return suite
 
@@ -110,15 +100,8 @@ def _from_json(path: Path) -> Suite:
 
 def read_prompts(path: Path):
   """Items of a JSONL file: id, lang, prompt or messages; optionally answer, choices, group_id."""
-  if not path.is_file():
-    raise UserError(f"{path}: no such file of prompts")
-  for number, line in enumerate(
-    path.read_bytes().split(b"\n"), 1
-  ):  # splitlines would cut at U+2028
-    if not line.strip():
-      continue
+  for number, row in read_objects(path):
     try:
-      row = json.loads(line)
       turns = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
       yield Item(
         id=str(row.get("id", number)),

@@ -107,18 +107,11 @@ def _is_least(values: np.ndarray, right: int) -> bool:
 # --- answers
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-  """The text before the first stop string, and whether there was one."""
-  at = min((i for s in stop if (i := text.find(s)) >= 0), default=-1)
-  return (text, False) if at < 0 else (text[:at], True)
-
-
 def answer_records(suite: Suite, items: Sequence[Item], completions, tokenizer) -> list[Record]:
   """Records of written answers, with the suite's own scores; fidelity and chrF are added by score_responses."""
   out = []
   for item, done in zip(items, completions, strict=True):
-    text = tokenizer.decode(done.tokens) if done.text is None else done.text
-    response, cut = cut_at_stop(text, suite.stop)
+    response = done.written(tokenizer.decode)
     scores = dict(suite.score(item, response)) if suite.score else {}
     _check_scores(suite, item, scores)
     wants_reference = {"chrf", "exact"} & set(suite.measure)
@@ -131,7 +124,7 @@ def answer_records(suite: Suite, items: Sequence[Item], completions, tokenizer) 
         prompt=item.prompt,
         response=response,
         response_tokens=len(done.tokens),
-        stopped=(done.stopped or cut) if "stopped" in suite.measure else None,
+        stopped=done.stopped if "stopped" in suite.measure else None,
         reference=item.answer if wants_reference and isinstance(item.answer, str) else None,
         scores=scores,
       )

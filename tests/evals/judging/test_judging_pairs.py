@@ -63,8 +63,8 @@ def test_a_group_may_be_named(files):
       ["1 of 1 prompts differ", "sw 1", "'x'", "'y'"],
     ),
     ([row("1"), row("1")], [row("1")], ["a.jsonl:2", "'1' of sw", "line 1 already"]),
-    ([row("1"), "{"], [row("1")], ["a.jsonl:2", "not JSON"]),
-    (["[1]"], [row("1")], ["a.jsonl:1", "list"]),
+    ([row("1"), "{"], [row("1")], ["a.jsonl:2", "broken JSON"]),
+    (["[1]"], [row("1")], ["a.jsonl:1", "1 is no object"]),
     ([row("1", response=None)], [row("1")], ["a.jsonl:1", "`response` is None"]),
     ([row(None)], [row("1")], ["a.jsonl:1", "`id` is None"]),
     ([row("1", lang="")], [row("1")], ["a.jsonl:1", "`lang`", "not a language tag"]),
@@ -82,7 +82,7 @@ def test_a_language_without_answers_and_a_missing_file_are_refused(files, tmp_pa
   paths = files([row("1")], [row("1")])
   with pytest.raises(UserError, match="--languages fi"):
     read_pairs(*paths, languages=["fi"])
-  with pytest.raises(UserError, match=r"none.jsonl cannot be read: No such file"):
+  with pytest.raises(UserError, match=r"none.jsonl: cannot be read: No such file"):
     read_pairs(tmp_path / "none.jsonl", paths[1])
 
 

@@ -2,14 +2,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mlit_jax.evals.judging.bias import score_of
 from mlit_jax.evals.judging.scores import (
   Judged,
   agreement_of,
   gated,
   length,
   length_difference,
-  score_of,
   summarise,
 )
 
@@ -163,6 +165,47 @@ def test_agreement_discounts_ties():
   ]
   found = summarise(table)["sw"]["agreement"]
   assert (found["value"], found["n"]) == (0.75, 2) and 0 < found["low"] < 0.5 and found["high"] < 1
+
+
+def test_kappa_is_agreement_beyond_chance():
+  """Of 40 that another judge scored too, 30 alike; by chance 20 would be. Those it did not score have no part."""
+  table = [judged(f"a{i}", "a", "a", other=1.0) for i in range(15)]
+  table += [judged(f"b{i}", "b", "b", other=0.0) for i in range(15)]
+  table += [judged(f"c{i}", "a", "a", other=0.0) for i in range(5)]
+  table += [judged(f"d{i}", "b", "b", other=1.0) for i in range(5)]
+  table += [judged(f"e{i}", "a", "b") for i in range(9)]
+  found = summarise(table)["sw"]["kappa"]
+  assert (found["value"], found["n"]) == (pytest.approx(0.5), 40)
+  assert found["low"] < 0.3 < 0.7 < found["high"]
+  assert "kappa" not in summarise(TABLE)["sw"]
+
+
+def test_a_language_without_a_readable_verdict_has_no_score_and_leaves_no_mean():
+  out = summarise([judged(str(i), "a", "a", "en") for i in range(3)] + [judged("0", None, "a")])
+  assert (out["sw"]["win_score"]["value"], out["sw"]["win_score"]["n"]) == (None, 0)
+  assert out["mean"]["win_score"]["value"] is None
+  assert out["sw"]["invalid_rate"]["value"] == 1.0
+
+
+VERDICTS = st.sampled_from(["a", "b", "tie", None])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(VERDICTS, VERDICTS), min_size=1, max_size=30))
+def test_exchanging_the_models_turns_the_score_round_and_leaves_the_rates(verdicts):
+  name = {"a": "b", "b": "a", "tie": "tie", None: None}
+  mine = summarise([judged(str(i), ab, ba) for i, (ab, ba) in enumerate(verdicts)])["sw"]
+  # What was b shown first is now a shown first.
+  theirs = [judged(str(i), name[ba], name[ab]) for i, (ab, ba) in enumerate(verdicts)]
+  theirs = summarise(theirs)["sw"]
+  assert mine.keys() == theirs.keys()
+  if "win_score" in mine:
+    x, y = mine["win_score"], theirs["win_score"]
+    ends = 100 - y["value"], 100 - y["high"], 100 - y["low"]
+    assert (x["value"], x["low"], x["high"]) == pytest.approx(ends)
+  for metric in ("tie_rate", "order_consistency", "first_slot_rate", "invalid_rate"):
+    x, y = mine.get(metric), theirs.get(metric)
+    assert x == pytest.approx(y, abs=1e-9)
 
 
 def test_lengths_count_characters_in_every_script():

@@ -7,13 +7,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from mlit_jax.errors import UserError
+from mlit_jax.evals.judging.bias import VerdictPair, attenuation, length_controlled_score
 from mlit_jax.evals.statistics import Figure, proportion_figure
-from mlit_jax.evals.win_scores import (
-  VerdictPair,
-  attenuation,
-  length_controlled_score,
-  win_scores,
-)
 
 
 def pairs_of(verdicts, lang="en"):
@@ -38,100 +33,9 @@ def test_both_orders_together_make_a_score(a_first, b_first, score):
   assert VerdictPair("p", "en", a_first, b_first).score == score
 
 
-ENGLISH = [
-  ("a", "a"),
-  ("a", "a"),
-  ("b", "b"),
-  ("a", "b"),
-  ("tie", "tie"),
-  ("a", "tie"),
-  ("b", None),
-]
-
-
-def test_scores_and_rates_by_hand():
-  english = win_scores(pairs_of(ENGLISH))["en"]
-  assert english["win_score"].value == pytest.approx(3.5 / 6)
-  assert english["win_score"].n == 6
-  assert english["tie_rate"].value == pytest.approx(3 / 6)
-  assert english["order_consistency"].value == pytest.approx(4 / 6)
-  # Decided verdicts 10: with a first a a b a a b, of which a is the first slot: 4; with b first
-  # a a b b, of which b is: 2.
-  assert english["first_slot_rate"] == Figure(pytest.approx(6 / 10), 10, *bounds(english["first_slot_rate"]))  # fmt: skip
-  assert english["invalid_rate"].value == pytest.approx(1 / 7)
-  assert english["invalid_rate"].n == 7
-  for figure in english.values():
-    assert 0 <= figure.low < figure.value < figure.high <= 1
-
-
-def bounds(figure):
-  return figure.low, figure.high
-
-
-def test_the_mean_weighs_languages_equally():
-  pairs = pairs_of(ENGLISH) + pairs_of([("b", "b")], "he")
-  out = win_scores(pairs)
-  assert list(out) == ["en", "he", "mean"]
-  assert out["he"]["win_score"].value == 0.0
-  assert out["mean"]["win_score"].value == pytest.approx(3.5 / 12)
-  assert out["mean"]["win_score"].n == 7
-
-
-def test_translations_of_a_prompt_are_drawn_together():
-  rng = np.random.default_rng(0)
-  verdicts = [("a", "a") if x else ("b", "b") for x in rng.random(200) < 0.6]
-  langs = ["en", "fi", "he", "sw"]
-  together = [p for lang in langs for p in pairs_of(verdicts, lang)]
-  apart = [VerdictPair(p.id, p.lang, p.a_first, p.b_first, group=(p.lang, p.id)) for p in together]
-  width = [f.high - f.low for f in (win_scores(x)["mean"]["win_score"] for x in (together, apart))]
-  assert width[0] / width[1] == pytest.approx(2.0, rel=0.1)
-
-
-def test_several_judges_of_a_prompt_stay_together():
-  verdicts = [("a", "a") if i % 3 else ("b", "b") for i in range(60)]
-  once, thrice = win_scores(pairs_of(verdicts))["en"], win_scores(pairs_of(verdicts) * 3)["en"]
-  assert thrice["win_score"].n == 180
-  width = [f["win_score"].high - f["win_score"].low for f in (once, thrice)]
-  assert width[1] == pytest.approx(width[0], rel=0.05)
-
-
-def test_a_language_without_a_readable_verdict_has_no_score_and_leaves_no_mean():
-  out = win_scores(pairs_of([("a", "a")] * 3) + pairs_of([(None, "a")], "sw"))
-  assert out["sw"]["win_score"] == Figure(None, 0)
-  assert out["mean"]["win_score"].value is None
-  assert out["sw"]["invalid_rate"].value == 1.0
-
-
 def test_an_unknown_verdict_is_named():
   with pytest.raises(UserError, match="sw: prompt 'p7' has verdict 'A'; expected one of 'a', 'b'"):
     VerdictPair("p7", "sw", "A", "b")
-
-
-verdict_lists = st.lists(
-  st.tuples(st.sampled_from(["a", "b", "tie", None]), st.sampled_from(["a", "b", "tie", None])),
-  min_size=1,
-  max_size=30,
-)
-
-
-@settings(max_examples=15, deadline=None)
-@given(verdict_lists, st.randoms(use_true_random=False))
-def test_exchanging_the_models_turns_the_score_round_and_leaves_the_rates(verdicts, random):
-  name = {"a": "b", "b": "a", "tie": "tie", None: None}
-  # What was b shown first is now a shown first.
-  other = [(name[b_first], name[a_first]) for a_first, b_first in verdicts]
-  mine, theirs = win_scores(pairs_of(verdicts)), win_scores(pairs_of(other)[::-1])
-  for lang in ("en", "mean"):
-    x, y = mine[lang]["win_score"], theirs[lang]["win_score"]
-    assert (x.value is None) == (y.value is None)
-    if x.value is not None:
-      assert x.value == pytest.approx(1 - y.value)
-      if lang == "en":  # the mean's interval is drawn
-        assert (x.low, x.high) == pytest.approx((1 - y.high, 1 - y.low))
-    for metric in ("tie_rate", "order_consistency", "first_slot_rate", "invalid_rate"):
-      x, y = mine[lang][metric], theirs[lang][metric]
-      assert x.n == y.n
-      assert bounds(x) == pytest.approx(bounds(y), abs=1e-9)
 
 
 def mixture(consistent_a, consistent_b, first, second, ties=0):

@@ -1,8 +1,6 @@
-"""Scores of side-by-side judging: every prompt judged twice, with each model's answer first once.
+"""What position and length do to a judge's scores, estimated and taken out.
 
-A prompt counts 1 where both verdicts name model a, 0 where both name b, and 0.5 otherwise: a tie
-said, or verdicts that disagree (Shaham et al. 2024). A prompt with an unreadable verdict has no
-score and is counted as such.
+Every prompt is judged twice, with each model's answer first once.
 """
 
 import dataclasses
@@ -18,25 +16,12 @@ from mlit_jax.evals.statistics import (
   at_least_rule_of_three,
   cluster_sums,
   interval_of_draws,
-  macro_figure,
   proportion_figure,
   resample_sums,
 )
-from mlit_jax.metrics import MEAN
 
 A, B, TIE = "a", "b", "tie"
 VERDICTS = (A, B, TIE, None)
-# Metric -> (numerator, denominator) of a pair; each a ratio of sums over prompts.
-METRICS = {
-  "win_score": (lambda p: p.score or 0.0, lambda p: p.valid),
-  "tie_rate": (lambda p: p.score == 0.5, lambda p: p.valid),
-  "order_consistency": (lambda p: p.valid and p.a_first == p.b_first, lambda p: p.valid),
-  "first_slot_rate": (
-    lambda p: (p.a_first == A) + (p.b_first == B),
-    lambda p: (p.a_first in (A, B)) + (p.b_first in (A, B)),
-  ),
-  "invalid_rate": (lambda p: not p.valid, lambda p: 1),
-}
 # Below this, what is left of a score after position-followers is anecdote.
 MIN_CONTENT_PAIRS = 10
 # Of the slope on length, as a normal prior of standard deviation 3: keeps it finite when length
@@ -44,18 +29,26 @@ MIN_CONTENT_PAIRS = 10
 SLOPE_PENALTY = 1 / 9
 
 
+def score_of(winners: Sequence[str | None]) -> float | None:
+  """1, 0.5 or 0 for A from the winners in all orders (Shaham et al. 2024); None where one is unreadable.
+
+  a a -> 1    b b -> 0    a b, tie tie, a tie, and the same answer twice (no winners) -> 0.5
+  """
+  if None in winners:
+    return None
+  if winners and all(winner == winners[0] for winner in winners) and winners[0] != TIE:
+    return 1.0 if winners[0] == A else 0.0
+  return 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class VerdictPair:
-  """Whom the judge named ("a", "b", "tie"; None: unreadable) with a's answer first, and b's.
-
-  group: the same for a prompt's translations; None: the id is.
-  """
+  """Whom the judge named ("a", "b", "tie"; None: unreadable) with a's answer first, and b's."""
 
   id: object
   lang: str
   a_first: str | None
   b_first: str | None
-  group: object = None
 
   def __post_init__(self):
     for verdict in (self.a_first, self.b_first):
@@ -71,46 +64,12 @@ class VerdictPair:
 
   @property
   def score(self) -> float | None:
-    if not self.valid:
-      return None
-    if self.a_first == self.b_first != TIE:
-      return 1.0 if self.a_first == A else 0.0
-    return 0.5
+    return score_of((self.a_first, self.b_first))
 
   @property
   def same_slot(self) -> int:
     """1: the first answer was named both times; -1: the second; 0 otherwise."""
     return {(A, B): 1, (B, A): -1}.get((self.a_first, self.b_first), 0)
-
-
-def win_scores(pairs: Iterable[VerdictPair], *, seed: int = 0) -> dict[str, dict[str, Figure]]:
-  """{lang: {metric: Figure}} for METRICS, and "mean": the unweighted means over languages.
-
-  Several pairs of one prompt (more judges, repeats) stay together. n counts what the metric is a
-  share of: prompts (with two readable verdicts, but for invalid_rate), or single verdicts.
-  """
-  pairs = list(pairs)
-  languages = sorted({p.lang for p in pairs})
-  groups: dict = {}
-  for p in pairs:
-    groups.setdefault(p.id if p.group is None else p.group, len(groups))
-  out: dict = {lang: {} for lang in [*languages, MEAN]}
-  for metric, (numerator, denominator) in METRICS.items():
-    num_GL = np.zeros((len(groups), len(languages)))
-    den_GL = np.full(num_GL.shape, np.nan)
-    for k, lang in enumerate(languages):
-      of_lang = [p for p in pairs if p.lang == lang]
-      num_N = np.array([float(numerator(p)) for p in of_lang])
-      den_N = np.array([float(denominator(p)) for p in of_lang])
-      figure = proportion_figure(num_N, den_N, clusters=[p.id for p in of_lang])
-      out[lang][metric] = dataclasses.replace(figure, n=int(den_N.sum()))
-      rows = [groups[p.id if p.group is None else p.group] for p in of_lang]
-      den_GL[rows, k] = 0.0
-      np.add.at(num_GL[:, k], rows, num_N)
-      np.add.at(den_GL[:, k], rows, den_N)
-    mean = macro_figure(num_GL, den_GL, seed=seed, bounds=(0, 1))
-    out[MEAN][metric] = dataclasses.replace(mean, n=int(np.nansum(den_GL)))
-  return out
 
 
 @dataclasses.dataclass(frozen=True)
