@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mlit_jax import runtime
-from mlit_jax.data.files import read_objects
+from mlit_jax.data.files import read_objects, shorten
 from mlit_jax.detectors import open_detector
 from mlit_jax.errors import UserError
 from mlit_jax.evals import fidelity
@@ -123,6 +123,7 @@ def run(args) -> None:
       with terminal.bar(len(asks), len(asks) - waiting, "verdicts") as bar:
         collect(judge, asks, store, bar.update)
       table = tabulate(asks, store, pairs, faithful, others)
+      warn_of_unread(asks, store, terminal)
     summary = scores.summarise(table, seed=args.seed)
     about = {
       "a": model_a or args.a,
@@ -351,6 +352,18 @@ def tabulate(asks, store: Store, pairs, faithful, others) -> list[scores.Judged]
     for pair in pairs
     if pair in winners
   ]
+
+
+def warn_of_unread(asks: list[Ask], store: Store, terminal: Terminal) -> None:
+  """How many verdicts nobody can read, and what such a reply looks like."""
+  unread = [row for ask in asks if (row := store.by_key[ask.key])["choice"] is None]
+  if unread:
+    replies = [reply for row in unread for reply in row.get("replies", ())]
+    shown = f"; one reply: {shorten(replies[-1])}" if replies else ""
+    terminal.warning(
+      f"{len(unread)} of {len(asks)} verdicts could not be read and leave their prompts without a score{shown}. A verdict "
+      "is [[A]], [[B]] or [[C]], alone on the last line; --template asks for it in other words"
+    )
 
 
 def title(about: dict) -> str:

@@ -70,6 +70,7 @@ def test_recorded_verdicts_give_the_score_by_hand(tmp_path, files):
   assert [row["score"] for row in table if row["lang"] == "sw"].count(None) == 1
   assert {row["group_id"] for row in table} == set(ids)
   assert "60.0" in shown and "zh 30.0" in shown
+  assert "1 of 30 verdicts could not be read" in " ".join(shown.split())
   page = (out / "report.md").read_text(encoding="utf-8")
   assert "| sw | 4 | 100.0" in page and "tie 0.5" in page and "v.jsonl`, both orders.\n" in page
   assert json.loads((out / "judging.json").read_text())["prompts"] == 15
