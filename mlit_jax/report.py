@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> None:
       runtime.write_atomic(out / "plots" / f"{name}.{form}", rendered(figure, form))
     drawn += 1
   runtime.write_atomic(out / "report.html", report_html(runs, every, last))
-  print(f"{len(runs)} runs, {len(every):,} figures, {drawn} plots: {out}/report.html")
+  print(
+    f"{len(runs)} run{'s' * (len(runs) > 1)}, {len(every):,} figures, {drawn} plots: {out}/report.html"
+  )
 
 
 if __name__ == "__main__":

@@ -283,11 +283,13 @@ def test_a_wrong_suite_is_refused(items, says):
     ("belebele", "needs the path of a local copy: belebele:PATH"),
     ("belebele:nowhere", "nowhere: no such file"),
     ("nothing.py", "nothing.py: no such file"),
-    ("other", "names no suite"),
+    ("other", "names no suite. Shipped are"),
+    ("belebelle:copy", "names no suite (did you mean belebele?). Shipped are"),
     ("x.suite.json", "cannot be read"),
   ],
 )
 def test_a_spec_that_names_nothing_is_refused(spec, says):
+  assert is_suite(spec) == (spec != "other")  # which may be a file of rows
   with pytest.raises(UserError) as e:
     open_suite(spec)
   assert says in str(e.value)

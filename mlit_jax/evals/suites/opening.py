@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,10 @@ FILE_KEYS = {
 
 
 def is_suite(spec: str) -> bool:
-  """Whether this names a suite, not a file of rows."""
-  return spec.partition(":")[0] in SHIPPED or spec.endswith((".py", ".suite.json"))
+  """Whether this names a suite, or means to, and not a file of rows."""
+  name, colon, _ = spec.partition(":")
+  misspelt = colon and not Path(spec).exists() and _nearest(name)
+  return name in SHIPPED or bool(misspelt) or spec.endswith((".py", ".suite.json"))
 
 
 def open_suite(spec: str) -> Suite:
@@ -52,11 +55,16 @@ def open_suite(spec: str) -> Suite:
     suite = _from_json(Path(spec))
   else:
     raise UserError(
-      f"{spec!r} names no suite. Shipped are {', '.join(SHIPPED)}, each as NAME:PATH; or name a file: FILE.py with "
+      f"{spec!r} names no suite{_nearest(name)}. Shipped are {', '.join(SHIPPED)}, each as NAME:PATH; or name a file: FILE.py with "
       "get_suite(), or FILE.suite.json"
     )
   check(suite)
   return suite
+
+
+def _nearest(name: str) -> str:
+  near = difflib.get_close_matches(name, SHIPPED, n=1)
+  return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _from_python(path: Path) -> Suite:
