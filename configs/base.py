@@ -91,6 +91,9 @@ def get_config():
   k.keep_best = 1
   k.best = ""  # "<set>/<language, mean or worst>/<metric>"; "": mean loss of the first set
 
+  c.profile = p = ConfigDict(convert_dict=False)
+  p.steps = ""  # "10:13": a trace of the steps 10, 11 and 12 in <workdir>/profile, for TensorBoard
+
   c.mesh = s = ConfigDict(convert_dict=False)
   s.data = 1  # replicas
   s.fsdp = -1  # parameters and batch are split so many times; -1: all devices that are left

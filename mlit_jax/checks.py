@@ -23,6 +23,7 @@ from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, media_tokens, text_config
+from mlit_jax.training.profile import parse_steps
 from mlit_jax.training.trackers import check_trackers
 
 ANY = math.inf
@@ -75,6 +76,7 @@ def check_config(c) -> None:
         f"{key} is {values[key]}; it must be at least {least}"
         + (f" and below {below}" if below < ANY else "")
       )
+  parse_steps(c.profile.steps)
   if not 0 < c.eval.top_p <= 1:
     raise UserError(f"eval.top_p is {c.eval.top_p}; it must be above 0 and at most 1")
   if not 0 < c.optimizer.eps < ANY:

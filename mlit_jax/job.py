@@ -26,6 +26,7 @@ from mlit_jax.training.checkpoint import (
 )
 from mlit_jax.training.loop import Run, train
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from mlit_jax.training.profile import Profile
 from mlit_jax.training.step import State, make_train_step, state_shardings
 from mlit_jax.weights import load
 
@@ -33,8 +34,11 @@ from mlit_jax.weights import load
 class Job:
   """One training job: the parts of the run, put together for the loop."""
 
-  def __init__(self, c, root, cfg, mesh, tokenizer, encoded, plan, sets, suites, ledger, terminal):
-    self.c, self.root, self.cfg, self.mesh, self.terminal = c, root, cfg, mesh, terminal
+  def __init__(
+    self, c, root, cfg, mesh, tokenizer, encoded, plan, sets, suites, ledger, terminal, clock
+  ):
+    self.c, self.root, self.cfg, self.mesh = c, root, cfg, mesh
+    self.terminal, self.clock = terminal, clock
     self.tokenizer, self.encoded, self.plan, self.ledger = tokenizer, encoded, plan, ledger
     self.dtype = jnp.dtype(c.model.dtype)
     optimizer_config = OptimizerConfig(**c.optimizer)
@@ -77,7 +81,8 @@ class Job:
       lower_is_better=prefers_lower(self.best_metric),
     ) as checkpoints:
       self.checkpoints = checkpoints
-      state, trained = self.restore_or_begin(base)
+      with self.clock.spent("weights"):
+        state, trained = self.restore_or_begin(base)
       first = int(state.step)
       self.trackers = self.open_trackers(first)
       self.log_parameters()
@@ -116,17 +121,21 @@ class Job:
         log=self.log,
         note=BatchLog(self.root, first, self.places).note if c.log.batches else None,
         terminal=terminal,
+        clock=self.clock,
+        profile=Profile(self.root / "profile", c.profile.steps, terminal.line),
         trained=trained,
         eval_every=c.eval.every_steps,
         save_every=c.checkpoint.every_steps,
         log_every=c.log.every_steps,
       )
+      self.clock.started()
       state = train(loop, state)
       done = int(state.step)
       if checkpoints.latest() != done:
         evaluated = runtime.main_says(workdir.was_evaluated(self.root, done))
         self.save(state, trained, None if evaluated else self.evaluate(done, state.params))
-      checkpoints.wait()
+      with self.clock.spent("saving"):
+        checkpoints.wait()
     self.finish(trained, done)
     self.trackers.close()
 
@@ -170,6 +179,10 @@ class Job:
     """All sets and languages at this step: files, events and lines; returns the metric for `best`."""
     if not (self.evaluator.sets or self.evaluator.suites):
       return None
+    with self.clock.spent("evaluation"):
+      return self._evaluate(step, params)
+
+  def _evaluate(self, step: int, params) -> float | None:
     figures, records = self.evaluator.run(params)
     flat = summary.flatten(figures)
     metric = flat[f"eval/{self.best_metric}"] if self.c.checkpoint.keep_best else None
@@ -188,7 +201,8 @@ class Job:
 
   def save(self, state: State, trained: dict, metric: float | None) -> None:
     meta = {"step": int(state.step), "plan": self.plan.hash, "trained": trained}
-    self.checkpoints.save(state, meta, metric)
+    with self.clock.spent("saving"):
+      self.checkpoints.save(state, meta, metric)
 
   def open_trackers(self, first: int) -> trackers.Trackers:
     """Those of the first process; the others have none."""
@@ -258,6 +272,9 @@ class Job:
       report.write_report(self.root)
     wrong = ledgers.differences(ledger)
     assert not wrong, f"the run did not train on what the plan says: {'; '.join(wrong)}"
+    if self.clock.seconds["step"]:
+      self.log(done, {"goodput": self.clock.goodput()})
+      self.terminal.line(f"\ntime    {self.clock.total():,.0f} s: {self.clock.line()}")
     self.terminal.line(f"\nchat    python -m mlit_jax.generate --model {self.root}")
     self.terminal.line(
       f"export  python -m mlit_jax.export --workdir {self.root} --out {self.root}/export"

@@ -15,6 +15,7 @@ import json
 import sys
 from pathlib import Path
 
+import mlit_jax
 from mlit_jax import checks, runtime
 from mlit_jax import mesh as meshes
 from mlit_jax.config import load_config, nested
@@ -24,6 +25,7 @@ from mlit_jax.job import Job
 from mlit_jax.model.config import from_hf, from_scratch, to_hf
 from mlit_jax.opening import open_rows, open_tokenizer
 from mlit_jax.training import card, console, workdir
+from mlit_jax.training.clock import Clock
 from mlit_jax.weights import load, source
 
 
@@ -46,11 +48,12 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   checks.check_config(c)
   runtime.start()
   terminal = console.Terminal(shown=runtime.is_main())
+  clock = Clock(mlit_jax.STARTED)
   root = Path(c.workdir)
   with contextlib.ExitStack() as stack:
     with runtime.together():
       stack.enter_context(runtime.locked(root, exclusive=runtime.is_main()))
-      base, job = prepare(c, root, terminal)
+      base, job = prepare(c, root, terminal, clock)
     runtime.check_same("config", json.dumps(nested(c), sort_keys=True))
     runtime.check_same("the plan of their data", job.plan.hash)
     # All is checked that can be: from here on, files are written.
@@ -82,12 +85,13 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     job.run(base)
 
 
-def prepare(c, root: Path, terminal) -> tuple[source.ModelSource | None, Job]:
+def prepare(c, root: Path, terminal, clock: Clock) -> tuple[source.ModelSource | None, Job]:
   """The base model's files and the job, with everything checked that can be before a file is written."""
   workdir.check_free(root, c)
   base = source.read_source(c.model.path) if c.model.path else None
   tokenizer = open_tokenizer(c, base.folder if base else None)
-  data = open_rows(c, tokenizer, root, terminal)
+  with clock.spent("data"):
+    data = open_rows(c, tokenizer, root, terminal)
   encoded, plan, sets = data.encoded, data.plan, data.sets
   cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
   checks.check_vocabulary(cfg, tokenizer)
@@ -99,7 +103,9 @@ def prepare(c, root: Path, terminal) -> tuple[source.ModelSource | None, Job]:
   mesh = meshes.make_mesh(**c.mesh)
   checks.check_mesh(c, mesh)
   workdir.check_plan(root, data.ledger)
-  job = Job(c, root, cfg, mesh, tokenizer, encoded, plan, sets, data.suites, data.ledger, terminal)
+  job = Job(
+    c, root, cfg, mesh, tokenizer, encoded, plan, sets, data.suites, data.ledger, terminal, clock
+  )
   return base, job
 
 

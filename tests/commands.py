@@ -129,7 +129,7 @@ def train_events(workdir) -> dict[int, dict]:
   """Step -> what the run trained on there and its loss, without the clock."""
   clock = ("time", "train/tokens_per_second", "train/trained_tokens_per_second", "train/mfu")
   return {
-    e["step"]: {k: v for k, v in e.items() if k not in clock}
+    e["step"]: {k: v for k, v in e.items() if k not in clock and not k.startswith("time/")}
     for e in events(workdir)
     if "train/loss" in e
   }

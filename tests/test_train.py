@@ -73,7 +73,9 @@ def test_the_names_of_the_metrics(finished):
     assert langs and langs <= set(commands.COUNTS)
     expected = {"step", "time", "train/loss", *(f"train/{name}" for name in rest)}
     expected |= {f"train/{kind}/{lang}" for kind in ("loss", "share") for lang in langs}
-    assert event.keys() - {"train/mfu"} == expected
+    times = {name for name in event if name.startswith("time/")}
+    assert event.keys() - {"train/mfu"} - times == expected
+    assert "time/step" in times and all(event[name] > 0 for name in times)
     shares = {lang: event[f"train/share/{lang}"] for lang in langs}
     assert sum(shares.values()) == pytest.approx(1)
     mean = sum(share * event[f"train/loss/{lang}"] for lang, share in shares.items())
@@ -86,6 +88,8 @@ def test_the_names_of_the_metrics(finished):
   more = {name for e in evals for name in e if name.endswith(CONDITIONAL)}
   assert all(e.keys() - more == {"step", "time", *names} for e in evals)
   assert evals[-1]["eval/heldout/mean/loss"] < evals[0]["eval/heldout/mean/loss"]
+  last = commands.events(workdir)[-1]
+  assert last["step"] == steps and 0 < last["goodput"] < 1
 
 
 def test_the_ledger_has_the_counts_asked_for_and_trained_what_was_planned(finished):

@@ -195,7 +195,7 @@ class Meter:
     self.reset()
 
   def reset(self) -> None:
-    self.start, self.steps, self.flops, self.slots = time.perf_counter(), 0, 0.0, 0
+    self.steps, self.flops, self.slots = 0, 0.0, 0
     self.sums, self.norm = None, 0.0
 
   def add(self, sums, norm: float, flops: float, slots: int) -> None:
@@ -208,6 +208,3 @@ class Meter:
     self.norm = norm
     self.flops += flops
     self.slots += slots
-
-  def seconds(self) -> float:
-    return max(1e-9, time.perf_counter() - self.start)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -14,8 +14,12 @@ from mlit_jax.batch import Batch, check_batch
 from mlit_jax.errors import UserError
 from mlit_jax.routing import balance_loss
 from mlit_jax.runtime import Stopped, StopSignal
+from mlit_jax.training.clock import Clock
 from mlit_jax.training.console import Meter, Terminal
+from mlit_jax.training.profile import Profile
 from mlit_jax.training.step import State, StepMetrics
+
+MUCH_WAITING = 0.02  # share of the time of steps, from which waiting for data is shown
 
 
 @dataclasses.dataclass
@@ -38,6 +42,8 @@ class Run:
   log: Callable  # (step, {name: value}) -> None
   note: Callable | None  # (step, batch on the mesh), for `log.batches`
   terminal: Terminal
+  clock: Clock
+  profile: Profile
   trained: dict[str, dict[str, int]]  # the ledger's counts so far; grows with every step read
   eval_every: int
   save_every: int
@@ -56,36 +62,48 @@ def train(run: Run, state: State) -> State:
     run.terminal.bar(run.total_steps, step) as bar,
     # A silent copy between host and device stops the run: it would wait for the step.
     jax.transfer_guard("disallow"),
+    contextlib.closing(run.profile),
   ):
     while step < run.total_steps and not stalled:
       stopping = stop.agreed(step)
       if stopping or _due(step, start, run.eval_every) or _due(step, start, run.save_every):
         _read(run, pending, meter)
         pending = None
-        metric, began = None, time.perf_counter()
+        metric = None
         with jax.transfer_guard("allow"):
           if not stopping and _due(step, start, run.eval_every):
             metric = run.evaluate(step, state.params)
             stalled = run.has_stalled(step)
           if stopping or _due(step, start, run.save_every) or metric is not None:
             run.save(state, run.trained, metric)
-        meter.start += time.perf_counter() - began  # the speed is that of training
       if stalled:
         break
       if stopping:
         raise Stopped(
           f"{stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on"
         )
-      batch = next(run.batches, None)
+      with run.clock.spent("data_wait"):
+        batch = next(run.batches, None)
       assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
-      state, metrics = run.train_step(state, _put(batch, run, step))
-      _read(run, pending, meter)
+      with run.clock.spent("step"), run.profile.step(step) as traced:
+        state, metrics = run.train_step(state, _put(batch, run, step))
+        traced(metrics)
+        _read(run, pending, meter)
       pending = (step, metrics)
       step += 1
       bar.update(step)
+      if step == start + 1:
+        _first_step(run, pending)
     _read(run, pending, meter)
     _log(run, step, meter)
   return state
+
+
+def _first_step(run: Run, pending: tuple[int, StepMetrics]) -> None:
+  """Wait for it once, to say what a user waits for: the first is the slowest."""
+  with run.clock.spent("step"):
+    jax.block_until_ready(pending[1])
+  run.terminal.line(f"first step after {run.clock.total():,.1f} s: {run.clock.line()}")
 
 
 def _due(step: int, start: int, every: int) -> bool:
@@ -107,7 +125,8 @@ def _read(run: Run, pending: tuple[int, StepMetrics] | None, meter: Meter) -> No
   if pending is None:
     return
   step, metrics = pending
-  sums, norm = jax.device_get(metrics)
+  with run.clock.spent("step"):
+    sums, norm = jax.device_get(metrics)
   loss = float(sums.nll.sum()) / max(1, int(sums.trained.sum()))
   if not (np.isfinite(loss) and np.isfinite(norm)):
     raise UserError(
@@ -131,7 +150,9 @@ def _log(run: Run, step: int, meter: Meter) -> None:
   """One event and one line for the steps since the last."""
   if not meter.steps:
     return
-  sums, seconds = meter.sums, meter.seconds()
+  sums, split = meter.sums, run.clock.split()
+  # The speed is that of training: what else was done meanwhile stands beside it.
+  seconds = max(1e-9, split.get("step", 0.0) + split.get("data_wait", 0.0))
   trained, tokens = int(sums.trained.sum()), int(sums.tokens.sum())
   per_lang = {}
   for lang in dict.fromkeys(lang for lang, _ in run.strata):
@@ -150,6 +171,7 @@ def _log(run: Run, step: int, meter: Meter) -> None:
     "train/grad_norm": meter.norm,
     "train/learning_rate": rate,
   }
+  event |= {f"time/{kind}": spent for kind, spent in split.items()}
   if sums.routing:
     event["train/router_loss"] = float(balance_loss(sums.routing))
   if run.peak_flops:
@@ -162,5 +184,8 @@ def _log(run: Run, step: int, meter: Meter) -> None:
   parts += [f"{tokens / seconds:,.0f} tokens/s", f"grad {meter.norm:.2f}", f"lr {rate:.2e}"]
   if run.peak_flops:
     parts.append(f"mfu {event['train/mfu']:.1%}")
+  waited = split.get("data_wait", 0.0) / seconds
+  if waited > MUCH_WAITING:
+    parts.append(f"waits for data {waited:.0%}")
   run.terminal.line("  ".join(parts))
   meter.reset()
