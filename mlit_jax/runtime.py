@@ -22,6 +22,7 @@ from orbax.checkpoint.multihost import get_barrier_sync_fn
 from mlit_jax.errors import UserError
 
 EXIT_USER, EXIT_FAULT, EXIT_STOPPED = 2, 1, 75
+RENDEZVOUS_SECONDS = 1800  # until all processes are there: hosts of a pod may boot minutes apart
 LONGEST_WAIT_MS = 24 * 3600 * 1000  # for processes that are alive but not ready to begin
 MESSAGE_BYTES = 2048  # of an error that processes tell one another
 
@@ -70,13 +71,14 @@ def start() -> None:
       os.environ["JAX_COORDINATOR_ADDRESS"],
       int(_needed("JAX_NUM_PROCESSES")),
       int(_needed("JAX_PROCESS_ID")),
+      initialization_timeout=RENDEZVOUS_SECONDS,
     )
   elif os.environ.get("MLIT_DISTRIBUTED", "") not in ("", "auto"):
     raise UserError(
       f"MLIT_DISTRIBUTED is {os.environ['MLIT_DISTRIBUTED']!r}; set it to auto or not at all"
     )
   elif os.environ.get("MLIT_DISTRIBUTED"):
-    jax.distributed.initialize()
+    jax.distributed.initialize(initialization_timeout=RENDEZVOUS_SECONDS)
 
 
 def is_main() -> bool:

@@ -24,6 +24,7 @@ from mlit_jax.data.findings import findings
 from mlit_jax.job import Job
 from mlit_jax.model.config import from_hf, from_scratch, to_hf
 from mlit_jax.opening import open_rows, open_tokenizer
+from mlit_jax.preflight import preflight
 from mlit_jax.training import card, console, workdir
 from mlit_jax.training.clock import Clock
 from mlit_jax.weights import load, source
@@ -49,6 +50,10 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   runtime.start()
   terminal = console.Terminal(shown=runtime.is_main())
   clock = Clock(mlit_jax.STARTED)
+  found, warnings = preflight()
+  terminal.line(found)
+  for line in warnings:
+    terminal.warning(line)
   root = Path(c.workdir)
   with contextlib.ExitStack() as stack:
     with runtime.together():
