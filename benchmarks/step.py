@@ -118,7 +118,7 @@ def quickstart_parts() -> Parts:
   state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
   host_batch = gather_rows(encoded, plan.rows(0), c.batch.max_length)
   train_step = make_train_step(
-    lambda p, *arrays: decoder.apply(p, cfg, *arrays, remat=c.model.remat),
+    lambda p, *arrays: decoder.hidden(p, cfg, *arrays, remat=c.model.remat),
     optimizer,
     shardings,
     mesh,

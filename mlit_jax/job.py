@@ -73,7 +73,6 @@ class Job:
   def run(self, base) -> None:
     """Restore or begin, train, evaluate, and write what the run leaves behind."""
     c, plan, terminal = self.c, self.plan, self.terminal
-    apply = decoder.apply_routed if self.cfg.num_experts else decoder.apply
     with Checkpoints(
       self.root / "checkpoints",
       keep_latest=c.checkpoint.keep_latest,
@@ -95,7 +94,7 @@ class Job:
         rows=c.batch.rows,
         max_length=c.batch.max_length,
         train_step=make_train_step(
-          lambda params, *arrays: apply(
+          lambda params, *arrays: decoder.hidden(
             params, self.cfg, *arrays, dtype=self.dtype, remat=c.model.remat
           ),
           self.optimizer,
@@ -106,6 +105,8 @@ class Job:
           clip_norm=c.optimizer.gradient_clip_norm,
           num_experts=self.cfg.num_experts,
           router_loss_weight=self.cfg.router_loss_weight,
+          loss_chunk=c.model.loss_chunk,
+          z_loss=c.optimizer.z_loss,
         ),
         batches=load_batches(
           self.encoded, plan, first, meshes.process_rows(self.mesh, c.batch.rows)

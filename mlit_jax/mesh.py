@@ -103,6 +103,28 @@ def put_batch(batch, mesh: Mesh, rows: int):
   return jax.tree.map(put, batch)
 
 
+def spread(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+  """Of each axis of an array, the mesh axes it is cut along by the rules; () where there is no mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return ((),) * len(axes)
+  fitting = _fitting(axes, shape, mesh)
+  names = ((entry,) if isinstance(entry, str) else entry or () for entry in fitting)
+  return tuple(tuple(name for name in cut if mesh.shape[name] > 1) for cut in names)
+
+
+def shards(names: tuple[str, ...]) -> int:
+  """Into how many parts these axes of the mesh that is set cut an array."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return int(np.prod([mesh.shape[name] for name in names]))
+
+
+def is_one_device() -> bool:
+  """Whether no mesh is set, or one of a single device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
+
+
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
   """Keep activation `x` on the mesh as the rules say; nothing where no mesh is set."""
   mesh = jax.sharding.get_abstract_mesh()

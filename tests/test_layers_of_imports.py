@@ -21,6 +21,7 @@ MAY_IMPORT = {
   "batch": set(),
   "routing": set(),
   "mesh": {"errors"},
+  "head": {"mesh"},
   "runtime": {"errors"},
   "user_file": {"errors"},
   "config": {"errors", "user_file"},
@@ -29,11 +30,12 @@ MAY_IMPORT = {
   "data": {"batch", "detect", "errors"},
   # `data` for its spelling of language tags: what the labels of a detector stand for.
   "detectors": {"detect", "data", "errors"},
-  "model": {"batch", "routing", "mesh", "errors"},
+  "model": {"batch", "routing", "head", "mesh", "errors"},
   "weights": {"model", "mesh", "errors"},
   "training": {
     "batch",
     "routing",
+    "head",
     "mesh",
     "errors",
     "metrics",

@@ -15,7 +15,7 @@ from mlit_jax.evals.rows import place
 from mlit_jax.evals.statistics import Figure, ratio_figure
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.training.loss import token_nll
+from mlit_jax.training.head_loss import head_scores
 
 
 def score(params, score_step: Callable, batches: Iterable, examples: Iterable[int]) -> dict:
@@ -51,17 +51,14 @@ def make_score_step(
   shards = meshes.batch_shards(mesh)
 
   def sums(params, batch: Batch, rows: int):
-    logits_BTV = decoder.apply(
+    x_BTD, head, _ = decoder.hidden(
       params, cfg, batch.tokens, batch.positions, batch.segments, dtype=dtype
     )
-    nll_BT = token_nll(logits_BTV, batch.targets) * batch.weights
-    # where, not a product: an untrained token's nll may be inf, and inf * 0 is nan.
-    nll_BT = jnp.where(batch.weights > 0, nll_BT, 0.0)
+    nll_BT, best_BT = head_scores(x_BTD, head, batch.targets, batch.weights, best=misses)
     mine_BTS = batch.segments[:, :, None] == jnp.arange(1, num_segments + 1)[None, None, :]
-    columns = [nll_BT, batch.weights]
+    columns = [nll_BT * batch.weights, batch.weights]
     if misses:
-      is_other_BT = jnp.argmax(logits_BTV, axis=-1) != batch.targets
-      columns.append(jnp.where(is_other_BT, batch.weights, 0.0))
+      columns.append(jnp.where(best_BT != batch.targets, batch.weights, 0.0))
     return tuple(
       jnp.sum(jnp.where(mine_BTS, x_BT[:, :, None], 0.0), axis=1)[:rows] for x_BT in columns
     )

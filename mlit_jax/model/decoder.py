@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from mlit_jax import mesh
+from mlit_jax.head import Head, head_logits
 from mlit_jax.model import attention, kinds, layers, rope
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.routing import Routing, routing_sums
@@ -84,10 +85,10 @@ def apply(
 ) -> jax.Array:
   """logits_BTV, float32, of packed rows."""
   arrays = (tokens_BT, positions_BT, segments_BT)
-  return apply_routed(params, cfg, *arrays, dtype=dtype, remat=remat)[0]
+  return head_logits(*hidden(params, cfg, *arrays, dtype=dtype, remat=remat)[:2])
 
 
-def apply_routed(
+def hidden(
   params,
   cfg: DecoderConfig,
   tokens_BT,
@@ -96,8 +97,11 @@ def apply_routed(
   *,
   dtype=jnp.float32,
   remat="none",
-) -> tuple[jax.Array, Routing | None]:
-  """As apply; and where there are experts, the Routing of all tokens but padding."""
+) -> tuple[jax.Array, Head, Routing | None]:
+  """x_BTD after the last norm and the Head that makes logits of it: a loss need not have them all at once.
+
+  And where there are experts, the Routing of all tokens but padding.
+  """
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   ropes = _ropes(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
   growth_BT = rope.query_growth(cfg, positions_BT)
@@ -128,7 +132,7 @@ def apply_routed(
     for kind in _lenders(cfg)
   }
   (x_BTD, _), sums = kinds.scan_layers(cfg, layer, (x_BTD, kept), stacks)
-  return unembed(params, cfg, x_BTD), _total(sums)
+  return last_norm(params, cfg, x_BTD), head_of(params, cfg), _total(sums)
 
 
 def init_cache(cfg: DecoderConfig, rows: int, slots: int, dtype=jnp.float32) -> dict[str, Cache]:
@@ -221,19 +225,21 @@ def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:
 
 def unembed(params, cfg: DecoderConfig, x_BTD) -> jax.Array:
   """logits_BTV, float32."""
-  final_norm = _bind(*_graph(layers.stream_norm, cfg), params["final_norm"])
-  x_BTD = final_norm(x_BTD)
+  return head_logits(last_norm(params, cfg, x_BTD), head_of(params, cfg))
+
+
+def last_norm(params, cfg: DecoderConfig, x_BTD) -> jax.Array:
+  """What the head reads."""
+  return _bind(*_graph(layers.stream_norm, cfg), params["final_norm"])(x_BTD)
+
+
+def head_of(params, cfg: DecoderConfig) -> Head:
+  """The embedding's own table where they are tied."""
   if cfg.tied:
-    table_VD = mesh.gather(params["embed"]["table_VD"].astype(x_BTD.dtype), ("vocab", "embed"))
-    logits_BTV = layers.matmul(x_BTD, table_VD.T, preferred_element_type=jnp.float32)
+    kernel, axes = params["embed"]["table_VD"], ("vocab", "embed")
   else:
-    kernel_DV = mesh.gather(params["head"]["kernel_DV"].astype(x_BTD.dtype), ("embed", "vocab"))
-    logits_BTV = layers.matmul(x_BTD, kernel_DV, preferred_element_type=jnp.float32)
-  if cfg.logit_scale != 1.0:
-    logits_BTV = logits_BTV * cfg.logit_scale
-  if cfg.final_softcap is not None:
-    logits_BTV = cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap)
-  return mesh.constrain(logits_BTV, "batch", "length", "vocab")
+    kernel, axes = params["head"]["kernel_DV"], ("embed", "vocab")
+  return Head(kernel, axes, cfg.logit_scale, cfg.final_softcap)
 
 
 def is_spec(x) -> bool:

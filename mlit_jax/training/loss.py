@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from mlit_jax.batch import Batch
+from mlit_jax.head import Head, head_logits
 from mlit_jax.routing import Routing
+from mlit_jax.training.head_loss import AUTOMATIC, PLAIN, head_loss
 
 
 class Sums(NamedTuple):
@@ -22,28 +25,40 @@ class Sums(NamedTuple):
   routing: Routing | None = None  # of a model with experts; not per language
 
 
-def batch_sums(
-  apply: Callable, params, batch: Batch, num_languages: int, *, routed: bool = False
-) -> Sums:
-  """Sums of one batch.
+def batch_loss(
+  forward: Callable, params, batch: Batch, num_languages: int, *, chunk=AUTOMATIC, z_loss=0.0
+) -> tuple[jax.Array, Sums]:
+  """What is to be made small, summed over the trained tokens of a batch, and the Sums; in those nll is without z.
 
-  `apply(params, tokens, positions, segments)` gives float32 logits_BTV, or if `routed` those and Routing.
+  `forward(params, tokens, positions, segments)` gives x_BTD, the Head that makes logits of it, and the
+  Routing or None. chunk, z_loss: see head_loss.
   """
-  out = apply(params, batch.tokens, batch.positions, batch.segments)
-  logits_BTV, routing = out if routed else (out, None)
-  nll_BT = token_nll(logits_BTV, batch.targets)
+  x_BTD, head, routing = forward(params, batch.tokens, batch.positions, batch.segments)
+  loss_of = plain_loss if chunk == PLAIN else functools.partial(head_loss, chunk=chunk)
+  loss, nll_BT = loss_of(x_BTD, head, batch.targets, batch.weights, z_loss=z_loss)
   live_BT = batch.segments > 0
 
   def per_language(values_BT):
     return jax.ops.segment_sum(values_BT.reshape(-1), batch.language.reshape(-1), num_languages)
 
-  return Sums(
+  sums = Sums(
     nll=per_language(nll_BT * batch.weights),
     trained=per_language((batch.weights > 0).astype(jnp.int32)),
     tokens=per_language(live_BT.astype(jnp.int32)),
     examples=per_language((live_BT & (batch.positions == 0)).astype(jnp.int32)),
     routing=routing,
   )
+  return loss, sums
+
+
+def plain_loss(x_BTD, head: Head, targets_BT, weights_BT, *, z_loss: float = 0.0):
+  """As head_loss, from all logits at once: what that is measured by."""
+  logits_BTV = head_logits(x_BTD, head)
+  nll_BT = token_nll(logits_BTV, targets_BT)
+  loss_BT = nll_BT
+  if z_loss:
+    loss_BT += z_loss * jnp.square(jax.nn.logsumexp(logits_BTV, axis=-1))
+  return jnp.sum(loss_BT * weights_BT), nll_BT
 
 
 def token_nll(logits_BTV, targets_BT) -> jax.Array:

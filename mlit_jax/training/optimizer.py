@@ -25,6 +25,7 @@ class OptimizerConfig:
   b2: float
   eps: float
   gradient_clip_norm: float
+  z_loss: float = 0.0
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch
 from mlit_jax.routing import Routing, balance_loss
-from mlit_jax.training.loss import Sums, batch_sums
+from mlit_jax.training.head_loss import AUTOMATIC
+from mlit_jax.training.loss import Sums, batch_loss
 
 
 class State(NamedTuple):
@@ -47,7 +48,7 @@ def state_shardings(optimizer, param_shardings: dict, param_shapes: dict, mesh: 
 
 
 def make_train_step(
-  apply: Callable,
+  forward: Callable,
   optimizer: optax.GradientTransformation,
   shardings: State,
   mesh: Mesh,
@@ -57,21 +58,26 @@ def make_train_step(
   clip_norm: float = 0.0,
   num_experts: int = 0,
   router_loss_weight: float = 0.0,
+  loss_chunk: int = AUTOMATIC,
+  z_loss: float = 0.0,
 ) -> Callable:
   """Jitted (state, batch) -> (state, StepMetrics); the state is donated.
 
   Loss = sum over the trained tokens of the whole global batch / their number: microbatches add sums,
   and the division happens once, before clipping.
 
-  With experts, `apply` gives (logits, Routing), and router_loss_weight * balance_loss is added. Its figure
-  in the sums is that of the whole batch, on any mesh and in any number of microbatches; so is its gradient
-  on any mesh. But the loss is a product of two sums, so in the gradient each microbatch is held to its own
-  balance, and counts by its tokens.
+  forward, loss_chunk, z_loss: see batch_loss.
+
+  With experts, router_loss_weight * balance_loss is added. Its figure in the sums is that of the whole
+  batch, on any mesh and in any number of microbatches; so is its gradient on any mesh. But the loss is a
+  product of two sums, so in the gradient each microbatch is held to its own balance, and counts by its
+  tokens.
   """
 
   def objective(params, batch, per_token):
-    sums = batch_sums(apply, params, batch, num_languages, routed=num_experts > 0)
-    loss = jnp.sum(sums.nll)
+    loss, sums = batch_loss(
+      forward, params, batch, num_languages, chunk=loss_chunk, z_loss=z_loss
+    )
     if num_experts:
       loss += per_token * jnp.sum(batch.segments > 0) * balance_loss(sums.routing)
     return loss, sums

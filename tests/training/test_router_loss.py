@@ -45,7 +45,7 @@ def one_step(cfg, *, sizes=None, microbatches=1):
     out_shardings=shardings,
   )(make_params(cfg))
   step = make_train_step(
-    lambda params, *arrays: decoder.apply_routed(params, cfg, *arrays, remat="attention_saved"),
+    lambda params, *arrays: decoder.hidden(params, cfg, *arrays, remat="attention_saved"),
     optimizer,
     shardings,
     mesh,
@@ -67,7 +67,8 @@ def loss_and_grad(cfg, batch: Batch, scale_router=1.0, trained=None):
   @jax.value_and_grad
   def loss(params):
     arrays = (batch.tokens, batch.positions, batch.segments)
-    logits, routing = decoder.apply_routed(params, cfg, *arrays)
+    routing = decoder.hidden(params, cfg, *arrays)[2]
+    logits = decoder.apply(params, cfg, *arrays)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     share_E = routing.chosen_E / (batch.segments > 0).sum() / cfg.num_layers
     prob_E = routing.probs_E / (batch.segments > 0).sum() / cfg.num_layers
@@ -228,7 +229,7 @@ def _loss_of_a_step(cfg, params, batch):
   param_shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   shardings = state_shardings(optimizer, param_shardings, decoder.param_shapes(cfg), mesh)
   step = make_train_step(
-    lambda params, *arrays: decoder.apply_routed(params, cfg, *arrays),
+    lambda params, *arrays: decoder.hidden(params, cfg, *arrays),
     optimizer,
     shardings,
     mesh,

@@ -67,7 +67,7 @@ class Trainer:
       out_shardings=shardings,
     )(make_params())
     self.step = make_train_step(
-      lambda params, *arrays: apply(params, *arrays, dtype=dtype),
+      lambda params, *arrays: decoder.hidden(params, CFG, *arrays, dtype=dtype),
       optimizer,
       shardings,
       self.mesh,
