@@ -79,7 +79,7 @@ class Parts:
   train_step: object
 
 
-def quickstart_parts() -> Parts:
+def quickstart_parts(loss_chunk: int = 0) -> Parts:
   """The quick start's data, model and step, with random parameters of seed 0."""
   import jax
   import jax.numpy as jnp
@@ -124,6 +124,7 @@ def quickstart_parts() -> Parts:
     mesh,
     num_languages=len(encoded.languages),
     clip_norm=1.0,
+    loss_chunk=loss_chunk,
   )
   batch = meshes.put_batch(host_batch, mesh, c.batch.rows)
   return Parts(cfg, mesh, encoded, plan, state, batch, host_batch, train_step)

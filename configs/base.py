@@ -27,7 +27,7 @@ def get_config():
   m.sizes = {}  # of a model from scratch: d_model, num_layers, num_heads, num_kv_heads, d_ff, ...
   m.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
   m.remat = "attention_saved"  # or none, full: what the backward pass computes again
-  m.loss_chunk = 0  # tokens whose logits a device holds at a time in training; 0: by size; -1: all, plainly
+  m.loss_chunk = 0  # trained tokens whose logits a device holds at a time; 0: by size; -1: all
 
   c.tokenizer = t = ConfigDict(convert_dict=False)
   t.path = ""  # folder, tokenizer.json or SentencePiece .model; "": the base model's folder
@@ -71,7 +71,7 @@ def get_config():
   o.b2 = 0.999
   o.eps = 1e-8
   o.gradient_clip_norm = 1.0  # global norm; 0 clips nothing
-  o.z_loss = 0.0  # times log(sum of exp of the logits)^2 is added to the loss of each token, e.g. 1e-4
+  o.z_loss = 0.0  # e.g. 1e-4: this times log(sum of exp of logits)^2 joins the loss of a token
 
   c.eval = e = ConfigDict(convert_dict=False, type_safe=False)  # suites may be a list
   e.sets = {}  # {"heldout": {language: [files]} or [files]}

@@ -112,9 +112,7 @@ class Job:
           self.encoded, plan, first, meshes.process_rows(self.mesh, c.batch.rows)
         ),
         learning_rate=self.rates.__getitem__,
-        step_flops=lambda step: flops.step_flops(
-          self.cfg, self.encoded.lengths[np.concatenate(plan.rows(step))]
-        ),
+        step_flops=self.step_flops,
         peak_flops=flops.peak_flops(c.log.peak_tflops),
         evaluate=self.evaluate,
         save=self.save,
@@ -236,6 +234,12 @@ class Job:
       + " ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
       + f", {self.plan.steps} steps of {self.c.batch.rows} x {self.c.batch.max_length} tokens"
     )
+
+  def step_flops(self, step: int) -> float:
+    """Useful arithmetic of a step."""
+    rows = np.concatenate(self.plan.rows(step))
+    trained = int(self.encoded.trained_counts[rows].sum())
+    return flops.step_flops(self.cfg, self.encoded.lengths[rows], trained)
 
   def has_stalled(self, step: int) -> bool:
     """Whether the best metric has not got better for `eval.patience` evaluations, and say so."""

@@ -71,6 +71,11 @@ def param_shardings(specs, mesh: Mesh):
   )
 
 
+def platform(mesh: Mesh) -> str:
+  """ "cpu", "gpu" or "tpu": of the devices themselves, which need not be here."""
+  return mesh.devices.flat[0].platform
+
+
 def batch_shards(mesh: Mesh) -> int:
   """Over how many shards the rows of a batch are spread."""
   return int(np.prod([mesh.shape[name] for name in RULES["batch"]]))

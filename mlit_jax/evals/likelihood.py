@@ -15,7 +15,7 @@ from mlit_jax.evals.rows import place
 from mlit_jax.evals.statistics import Figure, ratio_figure
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.training.head_loss import head_scores
+from mlit_jax.training.head_loss import head_scores, usual_chunk
 
 
 def score(params, score_step: Callable, batches: Iterable, examples: Iterable[int]) -> dict:
@@ -48,13 +48,15 @@ def make_score_step(
   """
   by_row = NamedSharding(mesh, meshes.BATCH_SPEC)
   replicated = NamedSharding(mesh, P())
-  shards = meshes.batch_shards(mesh)
+  shards, chunk = meshes.batch_shards(mesh), usual_chunk(meshes.platform(mesh))
 
   def sums(params, batch: Batch, rows: int):
     x_BTD, head, _ = decoder.hidden(
       params, cfg, batch.tokens, batch.positions, batch.segments, dtype=dtype
     )
-    nll_BT, best_BT = head_scores(x_BTD, head, batch.targets, batch.weights, best=misses)
+    nll_BT, best_BT = head_scores(
+      x_BTD, head, batch.targets, batch.weights, chunk=chunk, best=misses
+    )
     mine_BTS = batch.segments[:, :, None] == jnp.arange(1, num_segments + 1)[None, None, :]
     columns = [nll_BT * batch.weights, batch.weights]
     if misses:

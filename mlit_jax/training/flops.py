@@ -25,11 +25,12 @@ PEAK_TFLOPS = {
 }
 
 
-def step_flops(cfg: DecoderConfig, lengths: np.ndarray) -> float:
+def step_flops(cfg: DecoderConfig, lengths: np.ndarray, trained: int | None = None) -> float:
   """Forward and backward FLOPs of examples of these lengths; no padding, no recomputation.
 
   6 * (weights in matmuls; of experts, those a token reaches) * tokens + 6 * sum over layers of heads * head_dim * the pairs that attention
-  sees: half of length^2 (causal), less what lies beyond a window.
+  sees: half of length^2 (causal), less what lies beyond a window. The head, of the trained tokens alone
+  (None: all are): no loss needs more.
   """
   lengths = np.asarray(lengths, np.float64)
   idle = (cfg.num_experts - cfg.experts_per_token) * 3 * cfg.d_model * cfg.d_ff * cfg.num_layers
@@ -40,7 +41,10 @@ def step_flops(cfg: DecoderConfig, lengths: np.ndarray) -> float:
       beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)
       pairs = float(np.sum(lengths**2 - beyond**2))
       attention += kind.cfg.num_heads * kind.cfg.head_dim * pairs
-  return 6.0 * matmul * float(lengths.sum()) + 6.0 * attention
+  tokens = float(lengths.sum())
+  untrained = 0.0 if trained is None else tokens - trained
+  head = cfg.vocab_size * cfg.d_model
+  return 6.0 * (matmul * tokens - head * untrained + attention)
 
 
 @functools.lru_cache

@@ -24,20 +24,18 @@ from jax.sharding import PartitionSpec as P
 from mlit_jax import mesh
 from mlit_jax.head import Head, multiply, scale_and_cap
 
-PLAIN = -1  # a chunk: all tokens at once, by plain JAX
-AUTOMATIC = 0
+# Besides a number of tokens, what a chunk may be for whoever calls: usual_chunk, or the plain loss.
+AUTOMATIC, PLAIN = 0, -1
 _TOKEN_AXES = ("batch", "length")
-_MIN_CHUNK_BYTES = 2**26
 
 
 def head_loss(
-  x_BTD, head: Head, targets_BT, weights_BT, *, chunk: int = AUTOMATIC, z_loss: float = 0.0
+  x_BTD, head: Head, targets_BT, weights_BT, *, chunk: int, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
   """Sum over tokens of weight * (nll + z_loss * log Z ** 2), and nll_BT without z; both float32.
 
   Differentiable by x_BTD and the kernel through the sum alone. nll is 0 where the weight is. chunk: tokens
-  whose logits a device holds at a time, or one of the constants above. z_loss pulls Z, the sum of the
-  exponents of the logits, to 1.
+  whose logits a device holds at a time. z_loss pulls Z, the sum of the exponents of the logits, to 1.
   """
   how = _how(x_BTD, head, chunk, z_loss)
   loss, nll_BT = _loss(how, x_BTD, head.kernel, targets_BT, jax.lax.stop_gradient(weights_BT))
@@ -45,7 +43,7 @@ def head_loss(
 
 
 def head_scores(
-  x_BTD, head: Head, targets_BT, weights_BT, *, chunk: int = AUTOMATIC, best: bool = False
+  x_BTD, head: Head, targets_BT, weights_BT, *, chunk: int, best: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
   """nll_BT, float32, and with `best` the likeliest tokens best_BT; 0 where the weight is. No gradient."""
   how = _how(x_BTD, head, chunk)._replace(best=best)
@@ -53,17 +51,14 @@ def head_scores(
   return out.nll_BT, out.best_BT
 
 
-def chunk_tokens(tokens: int, vocab: int, width: int, chunk: int = AUTOMATIC) -> int:
-  """Tokens of a chunk on a device that has so many of them, of words and of the width of the head.
+def usual_chunk(platform: str) -> int:
+  """Tokens of a chunk on "cpu", "gpu" or "tpu".
 
-  Automatic: a power of two whose logits take half the bytes of the head's float32 gradient, which is needed
-  in any case, or 64 MiB if that is more. Each chunk reads and writes that gradient once: much smaller ones
-  would make memory, not arithmetic, the limit.
+  Each chunk reads and writes the float32 gradient of the head once: 8 bytes for 2 * chunk operations. An
+  H100 or a TPU does some 240 operations per byte, so with fewer than 960 tokens that would be its limit. On
+  CPU logits that stay in the cache are worth more, see docs/performance.md.
   """
-  if chunk == AUTOMATIC:
-    size = max(_MIN_CHUNK_BYTES, 4 * vocab * width // 2) // (4 * vocab)
-    chunk = 2 ** int(math.log2(max(1, size)))
-  return min(chunk, tokens)
+  return 256 if platform == "cpu" else 1024
 
 
 class _How(NamedTuple):
@@ -83,17 +78,12 @@ class _How(NamedTuple):
 
 
 def _how(x_BTD, head: Head, chunk: int, z_loss: float = 0.0) -> _How:
+  assert chunk > 0, chunk
   by_token = mesh.spread((*_TOKEN_AXES, "width"), x_BTD.shape)
   by_kernel = dict(zip(head.axes, mesh.spread(head.axes, head.kernel.shape), strict=True))
-  sizes = dict(zip(head.axes, head.kernel.shape, strict=True))
   tokens = by_token[0] + by_token[1]
   assert not by_token[2] and not set(by_kernel["vocab"]) & set(tokens), (by_token, by_kernel)
-  chunk = chunk_tokens(
-    math.prod(x_BTD.shape[:2]) // mesh.shards(tokens),
-    sizes["vocab"] // mesh.shards(by_kernel["vocab"]),
-    sizes["embed"],
-    chunk,
-  )
+  chunk = min(chunk, math.prod(x_BTD.shape[:2]) // mesh.shards(tokens))
   x_spec, kernel_spec = P(*by_token), P(*(by_kernel[axis] for axis in head.axes))
   return _How(
     chunk, z_loss, head.axes, head.scale, head.softcap, tokens, **by_kernel,
@@ -160,19 +150,19 @@ class _Chunks(NamedTuple):
   loops: jax.Array  # chunks that hold a trained one
 
 
-def _chunks(chunk: int, weights) -> _Chunks:
+def _chunks(how: _How, weights) -> _Chunks:
   is_trained = weights.reshape(-1) != 0
   order = jnp.argsort(~is_trained, stable=True).astype(jnp.int32)
   trained = jnp.sum(is_trained, dtype=jnp.int32)
-  # Devices that meet inside the loop hold the same tokens, so they count the same chunks.
-  return _Chunks(
-    jnp.pad(order, (0, -len(order) % chunk)), jnp.argsort(order), trained, -(-trained // chunk)
-  )
+  # Where devices meet inside the loop, all walk as many chunks: they wait for each other after it anyway.
+  most = _max_over(how.tokens, trained) if how.vocab else trained
+  padded = jnp.pad(order, (0, -len(order) % how.chunk))
+  return _Chunks(padded, jnp.argsort(order), trained, -(-most // how.chunk))
 
 
 def _differentiate(how: _How, x_BTD, kernel, targets_BT, weights_BT) -> _Gradients:
   whole = _gather(how, kernel.astype(x_BTD.dtype))
-  chunks = _chunks(how.chunk, weights_BT)
+  chunks = _chunks(how, weights_BT)
   N, D = len(chunks.order_N), x_BTD.shape[-1]
 
   def add(i, carry):
@@ -209,7 +199,7 @@ def _differentiate(how: _How, x_BTD, kernel, targets_BT, weights_BT) -> _Gradien
 
 def _score_tokens(how: _How, x_BTD, kernel, targets_BT, weights_BT) -> _Scores:
   whole = _gather(how, kernel.astype(x_BTD.dtype))
-  chunks = _chunks(how.chunk, weights_BT)
+  chunks = _chunks(how, weights_BT)
   N = len(chunks.order_N)
 
   def add(i, carry):

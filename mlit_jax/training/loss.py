@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mlit_jax.batch import Batch
 from mlit_jax.head import Head, head_logits
 from mlit_jax.routing import Routing
-from mlit_jax.training.head_loss import AUTOMATIC, PLAIN, head_loss
+from mlit_jax.training.head_loss import PLAIN, head_loss
 
 
 class Sums(NamedTuple):
@@ -26,12 +26,12 @@ class Sums(NamedTuple):
 
 
 def batch_loss(
-  forward: Callable, params, batch: Batch, num_languages: int, *, chunk=AUTOMATIC, z_loss=0.0
+  forward: Callable, params, batch: Batch, num_languages: int, *, chunk: int, z_loss: float = 0.0
 ) -> tuple[jax.Array, Sums]:
   """What is to be made small, summed over the trained tokens of a batch, and the Sums; in those nll is without z.
 
   `forward(params, tokens, positions, segments)` gives x_BTD, the Head that makes logits of it, and the
-  Routing or None. chunk, z_loss: see head_loss.
+  Routing or None. chunk, z_loss: see head_loss; a chunk of PLAIN is plain_loss.
   """
   x_BTD, head, routing = forward(params, batch.tokens, batch.positions, batch.segments)
   loss_of = plain_loss if chunk == PLAIN else functools.partial(head_loss, chunk=chunk)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch
 from mlit_jax.routing import Routing, balance_loss
-from mlit_jax.training.head_loss import AUTOMATIC
+from mlit_jax.training.head_loss import AUTOMATIC, usual_chunk
 from mlit_jax.training.loss import Sums, batch_loss
 
 
@@ -66,7 +66,7 @@ def make_train_step(
   Loss = sum over the trained tokens of the whole global batch / their number: microbatches add sums,
   and the division happens once, before clipping.
 
-  forward, loss_chunk, z_loss: see batch_loss.
+  forward, loss_chunk, z_loss: see batch_loss; AUTOMATIC is what suits the mesh's devices.
 
   With experts, router_loss_weight * balance_loss is added. Its figure in the sums is that of the whole
   batch, on any mesh and in any number of microbatches; so is its gradient on any mesh. But the loss is a
@@ -74,10 +74,10 @@ def make_train_step(
   tokens.
   """
 
+  chunk = usual_chunk(meshes.platform(mesh)) if loss_chunk == AUTOMATIC else loss_chunk
+
   def objective(params, batch, per_token):
-    loss, sums = batch_loss(
-      forward, params, batch, num_languages, chunk=loss_chunk, z_loss=z_loss
-    )
+    loss, sums = batch_loss(forward, params, batch, num_languages, chunk=chunk, z_loss=z_loss)
     if num_experts:
       loss += per_token * jnp.sum(batch.segments > 0) * balance_loss(sums.routing)
     return loss, sums

@@ -24,6 +24,7 @@ def test_weights_in_matmuls_times_tokens_and_pairs_that_attention_sees(tied, vec
   weights = 3 * (64 + 32 + 32 + 64 + 96 * (3 if gated else 2)) + 10 * 8
   pairs = 3 * (5**2 + 7**2)
   assert step_flops(cfg, [5, 7]) == 6 * weights * 12 + 6 * 2 * 4 * pairs
+  assert step_flops(cfg, [5, 7], 3) == 6 * (weights * 12 - 80 * 9) + 6 * 2 * 4 * pairs
 
 
 def test_layers_of_several_shapes():
