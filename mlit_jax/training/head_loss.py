@@ -13,6 +13,7 @@ divides the head's gradient among devices along `tensor`, which each hold the gr
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -37,6 +38,7 @@ def head_loss(
   Differentiable by x_BTD and the kernel through the sum alone. nll is 0 where the weight is. chunk: tokens
   whose logits a device holds at a time. z_loss pulls Z, the sum of the exponents of the logits, to 1.
   """
+  head = _width_first(head)
   how = _how(x_BTD, head, chunk, z_loss)
   loss, nll_BT = _loss(how, x_BTD, head.kernel, targets_BT, jax.lax.stop_gradient(weights_BT))
   return loss, jax.lax.stop_gradient(nll_BT)
@@ -46,6 +48,7 @@ def head_scores(
   x_BTD, head: Head, targets_BT, weights_BT, *, chunk: int, best: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
   """nll_BT, float32, and with `best` the likeliest tokens best_BT; 0 where the weight is. No gradient."""
+  head = _width_first(head)
   how = _how(x_BTD, head, chunk)._replace(best=best)
   out = _spread(how, x_BTD, head.kernel, targets_BT, weights_BT, _score_tokens)
   return out.nll_BT, out.best_BT
@@ -59,6 +62,17 @@ def usual_chunk(platform: str) -> int:
   CPU logits that stay in the cache are worth more, see docs/performance.md.
   """
   return 256 if platform == "cpu" else 1024
+
+
+def _width_first(head: Head) -> Head:
+  """A tied head whose width is cut over devices, turned: along its first axis it is gathered and spread in place.
+
+  Along its second, TPUs keep turned copies: 1.1 GiB more at 262,144 words and a width of 1,152.
+  """
+  cut = dict(zip(head.axes, mesh.spread(head.axes, head.kernel.shape), strict=True))
+  if head.axes == ("embed", "vocab") or not cut["embed"]:
+    return head
+  return dataclasses.replace(head, kernel=head.kernel.T, axes=("embed", "vocab"))
 
 
 class _How(NamedTuple):

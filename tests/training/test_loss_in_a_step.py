@@ -138,10 +138,8 @@ def test_what_the_compiled_step_moves(tied):
   assert not [m for m in of_words if m[3]], "in a loop"
   assert all(D in m[2] or D // fsdp in m[2] for m in of_words), "logits travel"
   whole, part = (D, V // tensor), (D // fsdp, V // tensor)
-  if tied:
-    whole, part = whole[::-1], part[::-1]
   gathers = [m for m in of_words if m[0] == "all-gather" and m[2] == whole]
   scatters = [m for m in of_words if m[0] == "reduce-scatter" and m[2] == part]
-  # A tied table is gathered a second time: for the lookup.
-  assert len(gathers) == (2 if tied else 1), of_words
-  assert len(scatters) == 1, of_words
+  # Tied or not, what is looked up is gathered for itself, and the other way round.
+  assert len(gathers) == 1 and len(scatters) == 1, of_words
+  assert not [m for m in of_words if m[2] == (V // tensor, D) and m[0] == "reduce-scatter"]
