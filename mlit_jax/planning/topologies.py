@@ -9,6 +9,7 @@ JAX must run on CPU (JAX_PLATFORMS=cpu): with any other platform the plugins loo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -110,10 +111,8 @@ def _unknown(name: str) -> UserError:
 
 def _cpu_devices(number: int) -> list:
   """So many CPU devices. Their number is settled when JAX first looks for devices."""
-  try:
+  with contextlib.suppress(RuntimeError):  # settled before: there may be enough
     jax.config.update("jax_num_cpu_devices", number)
-  except RuntimeError:
-    pass  # settled before: there may be enough
   devices = jax.devices("cpu")
   if len(devices) < number:
     raise UserError(
