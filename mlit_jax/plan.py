@@ -18,6 +18,9 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX starts: plugins would look for hardware
+os.environ.setdefault(
+  "TF_CPP_MIN_LOG_LEVEL", "3"
+)  # compilers talk of attempts and of missing hardware
 
 import jax
 
@@ -53,6 +56,12 @@ def main() -> int:
   parser.add_argument(
     "--max_compilations", type=int, default=12, help="of the search, the first included"
   )
+  parser.add_argument(
+    "--memory_gib",
+    type=float,
+    default=0.0,
+    help="usable on a device, in place of what is known of it",
+  )
   parser.add_argument("--json", default="", help="write all figures to this file")
   parser.add_argument("--debug", action="store_true", help="tracebacks for user errors too")
   args, overrides = parser.parse_known_args()
@@ -69,14 +78,21 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     raise UserError(
       "--config is missing; give the Python file of the run, such as configs/quickstart.py"
     )
-  for name, least in (("rows_per_device", 0), ("mean_segment", 0), ("max_compilations", 1)):
+  for name, least in (
+    ("rows_per_device", 0),
+    ("mean_segment", 0),
+    ("max_compilations", 1),
+    ("memory_gib", 0),
+  ):
     if getattr(args, name) < least:
       raise UserError(f"--{name} is {getattr(args, name)}; give {least} or more")
   jax.config.update("jax_platforms", "cpu")  # where JAX was imported before this module
   c = load_config(args.config, overrides)
   check(c)
   cfg = read_sizes(c, args.model)
-  topology = open_topology(args.topology)
+  topology = open_topology(args.topology, args.memory_gib)
+  if args.search and not topology.device.usable:
+    raise UserError(f"--search: the memory of {args.topology} is not known; give --memory_gib N")
   figures = planner.make_plan(
     c,
     cfg,

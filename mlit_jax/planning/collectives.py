@@ -3,7 +3,8 @@
   %all-gather.3 = bf16[2048,512] all-gather(%p), replica_groups=mesh['x'=8] {'x'}     in a loop of 16 turns
   -> all-gather, 16 times, 2 MiB gathered each, of which a device receives 7/8
 
-Each device sends and receives the same. On a TPU one collective may be spread over several fusions, all
+Each device sends and receives the same. Of a collective over several hosts, what a host wants from the others
+comes once, in equal parts through the adapters of all of its members, and goes on over its own links. On a TPU one collective may be spread over several fusions, all
 with its channel; it counts once.
 """
 
@@ -34,9 +35,9 @@ class Collective:
   kind: str
   times: int
   payload: float  # bytes of the whole: gathered, to be reduced, or exchanged; once
-  moved: float  # bytes that a device receives; once
+  near: float  # bytes that a device receives over the links of its host or slice; once
+  far: float  # the same over the network between them
   size: int  # devices that take part
-  crosses: bool  # whether they lie in several hosts or slices
   in_loop: bool
   name: str
 
@@ -48,9 +49,15 @@ class Traffic:
   collectives: tuple[Collective, ...]
   unknown_loops: int  # loops around collectives whose turns the text does not tell: counted as one
 
-  def moved(self, crosses: bool) -> float:
-    """Bytes that a device receives in a step, inside its host or slice or from beyond."""
-    return sum(c.times * c.moved for c in self.collectives if c.crosses == crosses)
+  @property
+  def near(self) -> float:
+    """Bytes that a device receives in a step over the links of its host or slice."""
+    return sum(c.times * c.near for c in self.collectives)
+
+  @property
+  def far(self) -> float:
+    """Bytes that a device receives in a step over the network between hosts or slices."""
+    return sum(c.times * c.far for c in self.collectives)
 
 
 def read_traffic(text: str, groups: Sequence[int]) -> Traffic:
@@ -107,7 +114,7 @@ class _Reader:
         out += self.walk(_called(i.rest, "to_apply"), times, in_loop)
       elif i.opcode == "conditional":
         branches = [self.walk(b, times, in_loop) for b in _branches(i.rest)]
-        out += max(branches, key=lambda b: sum(c.times * c.moved for c in b), default=[])
+        out += max(branches, key=lambda b: sum(c.times * (c.near + c.far) for c in b), default=[])
     return out
 
   def fused(self, name: str, times: int, in_loop: bool) -> list[tuple[Collective, str | None]]:
@@ -126,7 +133,7 @@ class _Reader:
     return out
 
   def collective(self, i: _Instruction, kind: str, times: int, in_loop: bool) -> Collective:
-    size, crosses = self.members(i.rest)
+    size, places = self.members(i.rest)
     total = _type_bytes(i.type)
     if i.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):
       total *= size / (size + 1)  # its type holds part and whole
@@ -135,25 +142,17 @@ class _Reader:
     elif kind == "reduce-scatter":
       total *= size
     kind = kind.removesuffix(" of a whole")
-    share = (size - 1) / size
-    moved = {
-      "all-reduce": 2 * share * total,
-      "collective-permute": total,
-      "collective-broadcast": total,
-    }
-    return Collective(
-      kind, times, total, moved.get(kind, share * total), size, crosses, in_loop, i.name
-    )
+    near, far = _received(kind, total, size, places)
+    return Collective(kind, times, total, near, far, size, in_loop, i.name)
 
-  def members(self, rest: str) -> tuple[int, bool]:
-    """How many devices take part in each of a collective's groups, and whether one crosses our groups."""
-    count = len(self.groups)
+  def members(self, rest: str) -> tuple[int, int]:
+    """How many devices take part in each of a collective's groups, and in how many hosts or slices they lie."""
     if pairs := re.search(r"source_target_pairs=\{([\d,{} ]*)\}", rest):
       ids = np.array(re.findall(r"\d+", pairs[1]), int).reshape(-1, 2)
-      return 2, bool((self.groups[ids[:, 0]] != self.groups[ids[:, 1]]).any())
-    groups = _replica_groups(rest, count)
-    crosses = any(len(set(self.groups[list(g)])) > 1 for g in groups)
-    return max(len(g) for g in groups), crosses
+      return 2, 1 + int((self.groups[ids[:, 0]] != self.groups[ids[:, 1]]).any())
+    groups = _replica_groups(rest, len(self.groups))
+    places = max(len(set(self.groups[list(g)])) for g in groups)
+    return max(len(g) for g in groups), places
 
   def turns(self, i: _Instruction) -> int:
     """Of a while loop: as the compiler notes it, else from what its counter is compared with."""
@@ -170,6 +169,18 @@ class _Reader:
       return bounds.pop()
     self.unknown_loops += 1
     return 1
+
+
+def _received(kind: str, total: float, size: int, places: int) -> tuple[float, float]:
+  """Bytes that a device receives near and far, of a collective of `size` devices in so many hosts or slices."""
+  if kind in ("collective-permute", "collective-broadcast"):
+    return (0.0, total) if places > 1 else (total, 0.0)
+  total *= 2 if kind == "all-reduce" else 1  # a reduce-scatter and an all-gather
+  share, far_share = (size - 1) / size, (places - 1) / places
+  if kind in ("all-to-all", "ragged-all-to-all"):  # each pair has its own part
+    return total * (share - far_share), total * far_share
+  each = max(1, size // places)
+  return (total * share if each > 1 else 0.0), total * far_share / each
 
 
 def _replica_groups(rest: str, count: int) -> np.ndarray | list[list[int]]:

@@ -29,8 +29,8 @@ def estimate(
     return None
   products = flops / devices / (device.product_share * device.peak_flops)
   moved = memory_bytes(memory, traffic, passes) / device.memory_rate
-  inside = traffic.moved(crosses=False) / device.inside_rate
-  outside = traffic.moved(crosses=True) / device.outside_rate
+  inside = traffic.near / device.inside_rate
+  outside = traffic.far / device.outside_rate
   parts = (products, moved, inside, outside)
   return Estimate(*parts, best=max(parts), worst=sum(parts))
 
@@ -43,16 +43,17 @@ def memory_bytes(memory: Memory, traffic: Traffic, passes: float) -> float:
   recomputed).
   """
   state = 2.0 * (memory.params + memory.optimizer) + passes * memory.params
-  return state + 2.0 * memory.temporaries + 2.0 * (traffic.moved(False) + traffic.moved(True))
+  return state + 2.0 * memory.temporaries + 2.0 * (traffic.near + traffic.far)
 
 
 ASSUMPTIONS = (
   "matrix products run at {share:.0%} of the bfloat16 peak of {peak:.0f} TFLOP/s ({share_source}); arithmetic is "
-  "counted as the step is written: recomputation and masked attention included, kernels called by name (cuDNN) not",
+  "counted as the step is written: recomputation and masked attention included, kernels called by name (cuDNN) not; never less than the useful",
   "memory at {memory:.2f} TB/s: state in and out once, temporaries and what collectives bring written and read "
   "once; fused or repeated traffic is not known, so this is a lower bound",
   "links within a {group} at {inside:.0f} GB/s a device ({inside_source}), between {group}s at {outside:.1f} GB/s "
-  "({outside_source}); no latency, no contention",
+  "({outside_source}); what a {group} needs from others comes once, through the adapters of all that take part; "
+  "no latency, no contention",
   "best: the longest of these hides all others; worst: none hides another. Waiting for data, evaluation and saving "
   "are not in it",
 )

@@ -68,6 +68,7 @@ def _describe(c, cfg, topology, mesh, compiled, mean_segment) -> dict:
     "topology": topology.name,
     "device": topology.device.name,
     "devices": len(topology.devices),
+    "group_word": topology.group_word,
     "mesh": dict(mesh.shape),
     "family": cfg.family,
     "parameters": decoder.count_params(cfg),
@@ -93,11 +94,13 @@ def _program_figures(c, cfg, topology, groups, compiled, figures) -> dict:
   traffic = read_traffic(compiled.text, groups)
   device, devices = topology.device, len(topology.devices)
   passes = c.batch.microbatches * (2 if c.model.remat == "none" else 3)
-  found = estimate(device, devices, compiled.flops, compiled.memory, traffic, passes)
+  # Kernels that are called by name are missing in what is written, so it may be the less.
+  flops = max(compiled.flops, figures["useful_flops"])
+  found = estimate(device, devices, flops, compiled.memory, traffic, passes)
   tokens = figures["rows"] * figures["max_length"]
   peak = device.peak_flops * devices
   return {
-    "collectives": report.collective_figures(traffic, topology),
+    "collectives": report.collective_figures(traffic),
     "unknown_loops": traffic.unknown_loops,
     "estimate": report.estimate_figures(found, tokens, figures["useful_flops"], peak),
     "assumptions": assumptions(device, topology.group_word) if found else [],

@@ -35,29 +35,23 @@ def fits(compiled: Compiled, topology: Topology) -> bool | None:
   return compiled.memory.peak <= topology.device.usable if topology.device.usable else None
 
 
-def collective_figures(traffic: Traffic, topology: Topology) -> list[dict]:
-  """By kind and by the links they go over; most bytes first."""
-  sums: dict = collections.defaultdict(lambda: [0, 0.0, 0.0, 0])
+def collective_figures(traffic: Traffic) -> list[dict]:
+  """By kind and by whether they leave a host or slice; most bytes first."""
+  sums: dict = collections.defaultdict(list)
   for c in traffic.collectives:
-    entry = sums[c.kind, c.crosses]
-    entry[0] += c.times
-    entry[1] += c.times * c.payload
-    entry[2] += c.times * c.moved
-    entry[3] += c.times if c.in_loop else 0
-  word = topology.group_word
-  return [
+    sums[c.kind, c.far > 0].append(c)
+  out = [
     {
       "kind": kind,
-      "links": f"between {word}s" if crosses else f"within a {word}",
-      "times": times,
-      "in_loops": loops,
-      "payload_bytes": int(payload),
-      "received_bytes": int(moved),
+      "times": sum(c.times for c in found),
+      "in_loops": sum(c.times for c in found if c.in_loop),
+      "payload_bytes": int(sum(c.times * c.payload for c in found)),
+      "near_bytes": int(sum(c.times * c.near for c in found)),
+      "far_bytes": int(sum(c.times * c.far for c in found)),
     }
-    for (kind, crosses), (times, payload, moved, loops) in sorted(
-      sums.items(), key=lambda item: -item[1][2]
-    )
+    for (kind, _), found in sums.items()
   ]
+  return sorted(out, key=lambda c: -c["near_bytes"] - c["far_bytes"])
 
 
 def estimate_figures(
@@ -107,8 +101,8 @@ def lines(figures: dict) -> list[str]:
     _verdict(m),
     *_memory_lines(m),
     "",
-    f"arithmetic  {f['useful_flops'] / 1e12:,.1f} TFLOP a step are useful (segments of {f['mean_segment']} tokens), "
-    f"{f['written_flops'] / 1e12:,.1f} in products as the step is written",
+    f"arithmetic  {_flops(f['useful_flops'])} a step are useful (segments of {f['mean_segment']} tokens), "
+    f"{_flops(f['written_flops'])} in products as the step is written",
   ]
   out += _collective_lines(f)
   out += _estimate_lines(f)
@@ -143,10 +137,11 @@ def _collective_lines(f: dict) -> list[str]:
     return ["collectives  not known: the compiler gave no program"]
   if not f["collectives"]:
     return ["collectives  none"]
-  out = ["collectives of a step, and what a device receives by them"]
+  word = f["group_word"]
+  out = [f"collectives of a step: received by a device within its {word}, and from other {word}s"]
   for c in f["collectives"]:
     out.append(
-      f"  {_gib(c['received_bytes']):>12}  {c['times']:>5} x {c['kind']} {c['links']} ({c['in_loops']} in loops)"
+      f"  {_gib(c['near_bytes']):>12} {_gib(c['far_bytes']):>12}  {c['times']:>5} x {c['kind']} ({c['in_loops']} in loops)"
     )
   if f["unknown_loops"]:
     out.append(f"  {f['unknown_loops']} loops of unknown length were counted as one turn")
@@ -161,7 +156,7 @@ def _estimate_lines(f: dict) -> list[str]:
   for end in ("best", "worst"):
     of = e[end]
     out.append(
-      f"  {end:<5} {of['step_seconds']:.3f} s, {of['tokens_per_second']:,.0f} tokens/s, "
+      f"  {end:<5} {_seconds(of['step_seconds'])}, {of['tokens_per_second']:,.0f} tokens/s, "
       f"{of['tokens_per_second'] / f['devices']:,.0f} a device, MFU {of['mfu']:.0%}"
     )
   parts = {
@@ -171,7 +166,8 @@ def _estimate_lines(f: dict) -> list[str]:
     "outside": "far links",
   }
   out.append(
-    "  alone: " + ", ".join(f"{name} {e[f'{key}_seconds']:.3f} s" for key, name in parts.items())
+    "  alone: "
+    + ", ".join(f"{name} {_seconds(e[f'{key}_seconds'])}" for key, name in parts.items())
   )
   return out + [f"  assumed: {line}" for line in f["assumptions"]]
 
@@ -179,14 +175,22 @@ def _estimate_lines(f: dict) -> list[str]:
 def _search_lines(s: dict) -> list[str]:
   out = [f"search  {s['compilations']} compilations"]
   for of in s["largest"]:
-    rows = (
-      f"{of['rows_per_device']} rows a device" if of["rows_per_device"] else "not even one row fits"
-    )
-    peak = f", {_gib(of['peak'])}" if of["peak"] else ""
-    out.append(
-      f"  remat {of['remat']:<16} {rows}{peak}" + ("" if of["proven"] else ", perhaps more")
-    )
+    rows, peak = f"{of['rows_per_device']} rows a device", ""
+    if not of["rows_per_device"]:
+      rows = "not even one row fits" if of["proven"] else "nothing found that fits"
+    elif of["peak"]:
+      peak = f", {_gib(of['peak'])}"
+    more = "" if of["proven"] else "; not searched to the end (--max_compilations)"
+    out.append(f"  remat {of['remat']:<16} {rows}{peak}{more}")
   return out
+
+
+def _flops(n: float) -> str:
+  return f"{n / 1e12:,.1f} TFLOP" if n >= 1e11 else f"{n / 1e9:,.2f} GFLOP"
+
+
+def _seconds(n: float) -> str:
+  return f"{n:.2f} s" if n >= 1 else f"{n * 1e3:.2f} ms"
 
 
 def _gib(n: float) -> str:

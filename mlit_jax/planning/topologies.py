@@ -22,7 +22,7 @@ import jax
 from jax.experimental import topologies
 
 from mlit_jax.errors import UserError
-from mlit_jax.planning.hardware import DEVICES, Device
+from mlit_jax.planning.hardware import DEVICES, GIB, Device
 
 GPUS_PER_HOST = 8
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -62,10 +62,16 @@ class Topology:
     return "host" if self.platform == "cuda" else "slice"
 
 
-def open_topology(name: str) -> Topology:
-  """The topology of that name; UserError for one that is unknown or whose compiler is not installed."""
+def open_topology(name: str, memory_gib: float = 0.0) -> Topology:
+  """The topology of that name; UserError for one that is unknown or whose compiler is not installed.
+
+  `memory_gib`: usable on a device, in place of what is known.
+  """
   slices, kind, shape = _parse(name)
   device = DEVICES[kind]
+  if memory_gib:
+    stated = {"usable": "--memory_gib"}
+    device = dataclasses.replace(device, usable=memory_gib * GIB, sources=device.sources | stated)
   if kind == "cpu":
     devices = _cpu_devices(math.prod(shape))
     return Topology(name, "cpu", devices, device, (0,) * len(devices))
