@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -95,13 +96,19 @@ def plan(model: str, topology: str, rows: int, length: int, more: list[str]) -> 
     config.write_text(CONFIG.format(length=length))
     command = [
       sys.executable, "-m", "mlit_jax.plan", "--config", str(config), "--model", str(sizes), "--topology", topology,
-      "--rows_per_device", str(rows), "--json", str(figures), *more,
+      "--rows_per_device", str(rows), "--json", str(figures), *mesh(model, topology), *more,
     ]  # fmt: skip
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     seconds = time.monotonic() - started
     if ended.returncode:
       return {"error": ended.stderr.strip().split("\n")[-1], "seconds": seconds}
     return {"plan": json.loads(figures.read_text()), "seconds": seconds}
+
+
+def mesh(model: str, topology: str) -> list[str]:
+  """Split over as many devices as divide the width (5,376 of 512: 256), copies over the rest."""
+  devices = math.prod(int(n) for n in topology.partition(":")[2].split("x"))
+  return [f"--config.mesh.data={devices // math.gcd(MODELS[model]['hidden_size'], devices)}"]
 
 
 def row(entry: dict) -> str:

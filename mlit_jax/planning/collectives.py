@@ -27,6 +27,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?)\s([a-z][a-z0-9-]*)
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -100,6 +102,8 @@ class _Reader:
       kind = i.opcode.removesuffix("-start")
       if kind in KINDS:
         out.append(self.collective(i, kind, times, in_loop))
+      elif i.opcode == "send" and (way := _MEGASCALE.search(i.rest)):
+        out.append(self.between_slices(i, way[1], times, in_loop))
       elif i.opcode == "while":
         body = self.walk(_called(i.rest, "body"), 1, True)
         if body:
@@ -144,6 +148,17 @@ class _Reader:
     kind = kind.removesuffix(" of a whole")
     near, far = _received(kind, total, size, places)
     return Collective(kind, times, total, near, far, size, in_loop, i.name)
+
+  def between_slices(self, i: _Instruction, way: str, times: int, in_loop: bool) -> Collective:
+    """A TPU's collective over slices is one within each slice, and this: each device with its like elsewhere."""
+    slices = len(set(self.groups.tolist()))
+    kind = way.lower().replace("_", "-")
+    part = _type_bytes(i.type.split(", u32[]")[0])
+    total = part * slices if kind == "all-gather" else part
+    if kind not in KINDS:  # to one other
+      kind = "collective-permute"
+    far = _received(kind, total, slices, slices)[1]
+    return Collective(kind, times, total, 0.0, far, slices, in_loop, i.name)
 
   def members(self, rest: str) -> tuple[int, int]:
     """How many devices take part in each of a collective's groups, and in how many hosts or slices they lie."""

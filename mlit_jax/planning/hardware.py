@@ -16,7 +16,7 @@ NODE = "NVIDIA's reference node: one 400 Gbit/s adapter for each GPU"
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """One device as JAX lists it: a chip, or half of one (v4, tpu7x). Bytes, bytes/s and FLOP/s."""
+  """One device as JAX lists it: a chip, or half of one (tpu7x). Bytes, bytes/s and FLOP/s."""
 
   name: str
   usable: float  # of its memory, by a program
@@ -75,7 +75,6 @@ def _gpu(name, memory_gib, memory_rate, measured):
 
 
 DEVICES = {
-  "v4": _tpu("TPU v4", 15.25, 275, 1.2e12, 6, 4.5e10, 6.25e9, per_chip=2),
   "v5e": _tpu("TPU v5e", 15.75, 197, 8.2e11, 4, 4.5e10, 3.125e9),
   "v5p": _tpu("TPU v5p", 95.73, 459, 2.8e12, 6, 9e10, 6.25e9),
   "v6e": _tpu("TPU v6e", 31.24, 918, 1.64e12, 4, 9e10, 1.25e10),

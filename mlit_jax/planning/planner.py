@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 from jax.sharding import Mesh
@@ -44,7 +45,7 @@ def make_plan(
   figures |= _program_figures(c, cfg, topology, groups, compiled, figures)
   if most:
     figures["search"] = _search(c, cfg, mesh, topology, compiled, most, say)
-  figures["advice"] = _advice(c, topology, mesh, figures)
+  figures["advice"] = _advice(c, cfg, topology, mesh, figures)
   return figures
 
 
@@ -136,8 +137,15 @@ def _cost(with_choice, cfg, mesh, rows, remat) -> float:
   return written_flops(with_choice(remat, rows), cfg, mesh)
 
 
-def _advice(c, topology: Topology, mesh: Mesh, figures: dict) -> list[str]:
+def _advice(c, cfg: DecoderConfig, topology: Topology, mesh: Mesh, figures: dict) -> list[str]:
   out = []
+  fsdp = mesh.shape["fsdp"]
+  if cfg.d_model % fsdp:
+    fitting = math.gcd(cfg.d_model, fsdp)
+    out.append(
+      f"mesh.fsdp={fsdp} does not divide the width {cfg.d_model}, so parameters and optimizer state lie whole on "
+      f"every device; mesh.fsdp={fitting} with mesh.data={mesh.shape['data'] * fsdp // fitting} splits them"
+    )
   word, groups = topology.group_word, len(set(topology.groups))
   if figures["memory"]["fits"] is False and not figures.get("search"):
     out.append(

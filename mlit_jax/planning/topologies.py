@@ -25,9 +25,11 @@ from mlit_jax.errors import UserError
 from mlit_jax.planning.hardware import DEVICES, GIB, Device
 
 GPUS_PER_HOST = 8
-TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+TPUS = ("v5e", "v5p", "v6e", "tpu7x")
 GPUS = ("h100", "h200")
-_TPU_QUIET = {
+# libtpu is for compiling alone here: it may run beside another that does so too, or that has a TPU.
+_TPU_SETTINGS = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -36,7 +38,6 @@ KNOWN = """\
 v5e:4x4        TPU v5e, 16 chips; also 2x2, 2x4, 4x8, 8x8, 8x16, 16x16
 v6e:16x16      TPU v6e, the same shapes
 v5p:8x8x8      TPU v5p, 512 chips; three even sides, such as 2x2x2, 4x4x4, 4x4x8, 16x16x24
-v4:4x4x4       TPU v4, 64 chips, 128 devices
 tpu7x:4x4x4    TPU7x, 64 chips, 128 devices
 2*v5e:16x16    two slices; any TPU
 h100:8         one host of 8 H100; h100:1, h100:2, h100:4 too
@@ -134,7 +135,7 @@ def _tpu_devices(name: str, kind: str, shape: tuple[int, ...], slices: int) -> l
       "pip install 'mlit_jax[plan-tpu]'"
     )
   # Else it asks the network what machine this is, and complains when nobody answers.
-  for key, value in _TPU_QUIET.items():
+  for key, value in _TPU_SETTINGS.items():
     os.environ.setdefault(key, value)
   options = {"num_slices": slices} if slices > 1 else {}
   if math.prod(shape) < 4:
@@ -144,6 +145,8 @@ def _tpu_devices(name: str, kind: str, shape: tuple[int, ...], slices: int) -> l
       platform="tpu", topology_name=f"{kind}:{'x'.join(map(str, shape))}", **options
     )
   except jax.errors.JaxRuntimeError as e:
+    if "INVALID_ARGUMENT" not in str(e):
+      raise
     raise UserError(
       f"--topology {name}: the compiler knows no such topology ({_one_line(e)}). "
       "`--topology list` shows shapes that are sold."
