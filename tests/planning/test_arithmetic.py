@@ -35,9 +35,11 @@ def test_loops_are_multiplied_out():
 
 def test_the_dearest_branch_counts():
   def run(a, b):
-    return jax.lax.cond(jnp.sum(a) > 0, lambda: jnp.sum(a @ b), lambda: 0.0)
+    return jax.lax.cond(
+      jnp.sum(a) > 0, lambda: jnp.sum(a @ b), lambda: jnp.sum(a @ b) + jnp.sum(b.T @ a.T)
+    )
 
-  assert flops(run, A, B) == PRODUCT
+  assert flops(run, A, B) == 2 * PRODUCT
 
 
 def test_what_is_written_for_one_device_counts_for_all():

@@ -18,15 +18,6 @@ from tests import commands, families
 QUICKSTART = commands.ROOT / "configs" / "quickstart.py"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_anew():
-  """A program that is read back from the cache of compilations does not tell its memory."""
-  before = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)
-  yield
-  jax.config.update("jax_enable_compilation_cache", before)
-
-
 def planned(folder, *args, config=QUICKSTART):
   """(lines, figures) of a plan that went well."""
   file = folder / "plan.json"
