@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import sys
 from pathlib import Path
@@ -48,7 +49,10 @@ def main() -> int:
     "--rows_per_device", type=int, default=0, help="in place of batch.rows: of a device at a time"
   )
   parser.add_argument(
-    "--mean_segment", type=int, default=0, help="tokens of an example; default: the whole row"
+    "--mean_segment",
+    type=int,
+    default=0,
+    help="tokens of an example; default: as in the workdir's data_plan.json, else the whole row",
   )
   parser.add_argument(
     "--search", action="store_true", help="find the most rows and the least remat"
@@ -91,17 +95,21 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
   check(c)
   cfg = read_sizes(c, args.model)
   topology = open_topology(args.topology, args.memory_gib)
+  if topology.platform != "cpu":  # programs for devices that are not here cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)
   if args.search and not topology.device.usable:
     raise UserError(f"--search: the memory of {args.topology} is not known; give --memory_gib N")
+  planned = 0 if args.mean_segment else planned_segment(Path(c.workdir))
   figures = planner.make_plan(
     c,
     cfg,
     topology,
     rows_per_device=args.rows_per_device,
-    mean_segment=args.mean_segment,
+    mean_segment=args.mean_segment or planned,
     most=args.max_compilations if args.search else 0,
     say=terminal.line,
   )
+  figures["segment_planned"] = planned > 0
   for line in report.lines(figures):
     terminal.line(line)
   if args.json:
@@ -127,6 +135,21 @@ def read_sizes(c, model: str) -> DecoderConfig:
   if path:
     return from_hf(source.read_config(_config_file(path)))
   return from_scratch(dict(c.model.sizes), open_tokenizer(c, None).vocab_size)
+
+
+def planned_segment(workdir: Path) -> int:
+  """Tokens of an example, on average, in the plan of a run that was begun there; 0 where there is none."""
+  path = workdir / "data_plan.json"
+  if not path.is_file():
+    return 0
+  try:
+    languages = json.loads(path.read_bytes())["languages"].values()
+    tokens, examples = (sum(of[name] for of in languages) for name in ("tokens", "examples"))
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(
+      f"{path}: not the data plan of a run ({e!r}). Give --mean_segment, or another workdir."
+    ) from e
+  return round(tokens / examples) if examples else 0
 
 
 def _config_file(path: str) -> Path:

@@ -250,3 +250,14 @@ def test_an_axis_of_the_torus_is_split_where_it_must_be():
     mesh_utils.create_device_mesh((1, 32, 1, 2), cube)
   devices = meshes._arrange((1, 32, 1, 2), cube)
   assert devices.shape == (1, 32, 1, 2) and len({d.id for d in devices.flat}) == 64
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 1, 1), (2, 2, 1, 4), (4, 4, 1, 1)])
+def test_copies_lie_over_hosts_of_gpus(sizes):
+  """Two hosts of eight: what is split over fsdp and tensor stays within one."""
+  gpus = [
+    types.SimpleNamespace(id=i, process_index=i // 8, platform="gpu", device_kind="NVIDIA H100", slice_index=i // 8)
+    for i in range(16)
+  ]  # fmt: skip
+  hosts = np.vectorize(lambda d: d.process_index)(meshes._arrange(sizes, gpus))
+  assert [set(copy.flat) for copy in hosts] == [{i * 2 // sizes[0]} for i in range(sizes[0])]

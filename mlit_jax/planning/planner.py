@@ -62,9 +62,8 @@ def _compile(c, cfg: DecoderConfig, mesh: Mesh, topology: Topology) -> Compiled:
 def _describe(c, cfg, topology, mesh, compiled, mean_segment) -> dict:
   """What was compiled, its memory and its arithmetic."""
   rows, length = c.batch.rows, c.batch.max_length
-  segment = min(mean_segment or length, length)
-  whole, rest = divmod(length, segment)
-  useful = rows * step_flops(cfg, [segment] * whole + [rest] * (rest > 0))
+  segments = row_segments(length, mean_segment, packed=c.batch.packing)
+  useful = rows * step_flops(cfg, segments)
   return {
     "topology": topology.name,
     "device": topology.device.name,
@@ -79,7 +78,8 @@ def _describe(c, cfg, topology, mesh, compiled, mean_segment) -> dict:
     "max_length": length,
     "microbatches": c.batch.microbatches,
     "rows_per_device": rows / meshes.batch_shards(mesh) / c.batch.microbatches,
-    "mean_segment": segment,
+    "mean_segment": segments[0],
+    "tokens": rows * sum(segments),
     "compile_seconds": compiled.seconds,
     "memory": report.memory_figures(compiled, topology),
     "sources": topology.device.sources,
@@ -98,7 +98,7 @@ def _program_figures(c, cfg, topology, groups, compiled, figures) -> dict:
   # Kernels that are called by name are missing in what is written, so it may be the less.
   flops = max(compiled.flops, figures["useful_flops"])
   found = estimate(device, devices, flops, compiled.memory, traffic, passes)
-  tokens = figures["rows"] * figures["max_length"]
+  tokens = figures["tokens"]
   peak = device.peak_flops * devices
   return {
     "collectives": report.collective_figures(traffic),
@@ -106,6 +106,13 @@ def _program_figures(c, cfg, topology, groups, compiled, figures) -> dict:
     "estimate": report.estimate_figures(found, tokens, figures["useful_flops"], peak),
     "assumptions": assumptions(device, topology.group_word) if found else [],
   }
+
+
+def row_segments(length: int, mean: int, *, packed: bool) -> list[int]:
+  """Tokens of the examples of one row: (64, 24) -> [24, 24, 16], or [24] and padding. Mean 0: one fills it."""
+  mean = min(mean or length, length)
+  whole, rest = divmod(length, mean)
+  return [mean] * whole + [rest] * (rest > 0) if packed else [mean]
 
 
 def _search(c, cfg, mesh, topology, compiled, most, say) -> dict:

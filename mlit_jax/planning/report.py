@@ -101,7 +101,8 @@ def lines(figures: dict) -> list[str]:
     _verdict(m),
     *_memory_lines(m),
     "",
-    f"arithmetic  {_flops(f['useful_flops'])} a step are useful (segments of {f['mean_segment']} tokens), "
+    f"arithmetic  {_flops(f['useful_flops'])} a step are useful (segments of {f['mean_segment']} tokens"
+    f"{', as planned in the workdir' if f['segment_planned'] else ''}), "
     f"{_flops(f['written_flops'])} in products as the step is written",
   ]
   out += _collective_lines(f)

@@ -1,7 +1,7 @@
 """Devices that are not there: topologies by name, as compilers know them.
 
   v5e:4x4  v5p:8x8x8  v6e:16x16  tpu7x:4x4x4  2*v5e:16x16 (two slices)     through libtpu
-  h100:8  h100:256 (8 to a host)  h200:8                                   through JAX's CUDA plugin
+  h100:8  h100:256 (8 to a host)  h200:8  a100:8                           through JAX's CUDA plugin
   cpu:8                                                                    as many CPU devices
 
 JAX must run on CPU (JAX_PLATFORMS=cpu): with any other platform the plugins look for hardware.
@@ -26,7 +26,7 @@ from mlit_jax.planning.hardware import DEVICES, GIB, Device
 
 GPUS_PER_HOST = 8
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
-GPUS = ("h100", "h200")
+GPUS = ("h100", "h200", "a100")
 # libtpu is for compiling alone here: it may run beside another that does so too, or that has a TPU.
 _TPU_SETTINGS = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -43,6 +43,7 @@ tpu7x:4x4x4    TPU7x, 64 chips, 128 devices
 h100:8         one host of 8 H100; h100:1, h100:2, h100:4 too
 h100:256       32 hosts of 8
 h200:8         the same of H200
+a100:8         the same of A100 (80 GB, SXM)
 cpu:8          8 CPU devices: to try a plan, without figures of speed"""
 
 
@@ -186,17 +187,31 @@ def _one_line(error: Exception) -> str:
   return " ".join(str(error).split())[:200]
 
 
-def _target(name: str, memory_bytes: int, memory_rate: int) -> str:
-  """A GpuTargetConfig in protobuf's text: what XLA would ask a Hopper GPU itself."""
+def _target(
+  name: str,
+  compute: tuple[int, int],
+  *,
+  cores: int,
+  per_core: int,
+  clock_ghz: float,
+  cache: int,
+  memory: int,
+  memory_rate: int,
+  shared: tuple[int, int],
+) -> str:
+  """A GpuTargetConfig in protobuf's text: what XLA would ask such a GPU itself.
+
+  `shared`: bytes of shared memory of a core, and of them what one block may ask for.
+  """
   return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared[0]} shared_memory_per_block_optin: {shared[1]}
+  core_count: {cores} fpus_per_core: {per_core} clock_rate_ghz: {clock_ghz}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  memory_bandwidth: {memory_rate} l2_cache_size: 52428800 device_memory_size: {memory_bytes}
-  cuda_compute_capability {{ major: 9 minor: 0 }}
+  memory_bandwidth: {memory_rate} l2_cache_size: {cache} device_memory_size: {memory}
+  cuda_compute_capability {{ major: {compute[0]} minor: {compute[1]} }}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
@@ -205,7 +220,17 @@ device_description_str: "{name}"
 """
 
 
+# As such boards describe themselves; XLA's own collection of targets has the same figures.
+_HOPPER = dict(
+  compute=(9, 0), cores=132, per_core=128, clock_ghz=1.98, cache=52_428_800, shared=(233_472, 232_448)
+)  # fmt: skip
 TARGETS = {
-  "h100": _target("NVIDIA H100 80GB HBM3", 84_929_347_584, 3_352_320_000_000),
-  "h200": _target("NVIDIA H200", 150_323_855_360, 4_800_000_000_000),
-}
+  "h100": _target(
+    "NVIDIA H100 80GB HBM3", memory=84_929_347_584, memory_rate=3_352_320_000_000, **_HOPPER
+  ),
+  "h200": _target("NVIDIA H200", memory=150_323_855_360, memory_rate=4_800_000_000_000, **_HOPPER),
+  "a100": _target(
+    "NVIDIA A100-SXM4-80GB", (8, 0), cores=108, per_core=64, clock_ghz=1.41, cache=41_943_040,
+    memory=85_100_068_864, memory_rate=2_039_040_000_000, shared=(167_936, 166_912),
+  ),
+}  # fmt: skip

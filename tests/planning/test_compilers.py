@@ -11,9 +11,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from mlit_jax.config import load_config
 from mlit_jax.errors import UserError
 from mlit_jax.mesh import MESH_AXES, make_mesh
-from mlit_jax.model.config import from_scratch
+from mlit_jax.model.config import from_hf, from_scratch
+from mlit_jax.model.families import FAMILIES
 from mlit_jax.planning import planner, topologies
 from mlit_jax.planning.topologies import open_topology
+from tests import families
 from tests.commands import ROOT
 
 tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -107,8 +109,9 @@ def test_a_torus_is_split_where_it_must_be():
 
 
 @gpu
-def test_gpus_of_one_host():
-  f = plan("h100:8", batch__max_length=256)
+@pytest.mark.parametrize("name", ["h100:8", "h200:8", "a100:8"])
+def test_gpus_of_one_host(name):
+  f = plan(name, batch__max_length=256)
   m = f["memory"]
   assert f["devices"] == 8 and m["fits"] is True
   assert m["arguments"] == m["params"] + m["optimizer"] + m["batch"]
@@ -132,3 +135,19 @@ def test_a_gpu_says_nothing_so_the_budget_does():
   f = plan("h100:1", WIDE, 128_256, batch__max_length=256)
   m = f["memory"]
   assert m["fits"] is False and m["peak"] > m["usable"] and f["collectives"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name", [pytest.param("v5e:2x2", marks=tpu), pytest.param("h100:8", marks=gpu)]
+)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family(family, name):
+  cfg = from_hf(families.keys_of(families.one_of(family), families.IDS))
+  c = load_config(
+    str(ROOT / "configs" / "quickstart.py"),
+    ["--config.model.dtype=bfloat16", "--config.batch.max_length=128"],
+  )
+  f = planner.make_plan(c, cfg, open_topology(name), rows_per_device=1)
+  assert f["memory"]["fits"] is True and f["unknown_loops"] == 0 and f["collectives"]
+  assert f["estimate"]["worst"]["step_seconds"] > 0

@@ -9,6 +9,7 @@ from mlit_jax import plan
 from mlit_jax.config import load_config
 from mlit_jax.model import decoder
 from mlit_jax.model.config import from_hf, from_scratch
+from mlit_jax.model.families import FAMILIES
 from mlit_jax.planning import compiling, planner
 from mlit_jax.planning.compiling import refused_memory
 from mlit_jax.planning.topologies import open_topology
@@ -18,10 +19,19 @@ from tests import commands, families
 QUICKSTART = commands.ROOT / "configs" / "quickstart.py"
 
 
+NOTHING = compiling.Memory(params=1, optimizer=2, batch=3, arguments=6, temporaries=1, peak=7)
+
+
+def config_of_tiny_rows():
+  return load_config(str(QUICKSTART), ["--config.batch.max_length=32"])
+
+
 def planned(folder, *args, config=QUICKSTART):
   """(lines, figures) of a plan that went well."""
   file = folder / "plan.json"
-  code, out, err = commands.here(plan, "--config", config, "--json", file, *args)
+  # A workdir of its own: what was planned in another would be taken from there.
+  where = f"--config.workdir={folder}"
+  code, out, err = commands.here(plan, "--config", config, "--json", file, where, *args)
   assert (code, err) == (0, ""), err
   return out, json.loads(file.read_text())
 
@@ -140,6 +150,42 @@ def test_segments_make_attention_cheaper_and_neither_data_nor_workdir_is_needed(
   attention = 6 * cfg.num_layers * cfg.num_heads * cfg.head_dim * pairs
   assert f["useful_flops"] == 8 * (step_flops(cfg, [64]) - attention)
   assert f["dtype"] == "bfloat16" and f["rows"] == 8
+
+
+def test_segments_are_those_of_the_workdirs_plan(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    planner, "compile_step", lambda *args, **kw: compiling.Compiled(NOTHING, "", 1.0, 1.0)
+  )
+  args = ["--topology", "cpu:1", "--config.batch.max_length=64", "--config.batch.rows=2"]
+  _, whole = planned(tmp_path, *args)
+  assert (whole["mean_segment"], whole["segment_planned"], whole["tokens"]) == (64, False, 128)
+  ledger = {"en": {"tokens": 900, "examples": 30}, "sw": {"tokens": 100, "examples": 10}}
+  (tmp_path / "data_plan.json").write_text(json.dumps({"languages": ledger}))
+  out, f = planned(tmp_path, *args)
+  assert (f["mean_segment"], f["segment_planned"]) == (25, True) and "25 tokens, as planned" in out
+  assert f["useful_flops"] < whole["useful_flops"]
+  _, stated = planned(tmp_path, *args, "--mean_segment", 10)
+  assert (stated["mean_segment"], stated["segment_planned"]) == (10, False)
+  (tmp_path / "data_plan.json").write_text("[]")
+  error = refused("--config", QUICKSTART, *args, f"--config.workdir={tmp_path}")
+  assert "data_plan.json" in error and "--mean_segment" in error
+
+
+def test_a_row_that_is_not_packed_is_one_example_and_padding():
+  assert planner.row_segments(64, 24, packed=True) == [24, 24, 16]
+  assert planner.row_segments(64, 24, packed=False) == [24]
+  assert planner.row_segments(64, 0, packed=True) == planner.row_segments(64, 99, packed=False) == [64]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family(family):
+  cfg = from_hf(families.keys_of(families.one_of(family), families.IDS))
+  f = planner.make_plan(config_of_tiny_rows(), cfg, open_topology("cpu:4"))
+  m = f["memory"]
+  assert m["arguments"] == m["params"] + m["optimizer"] + m["batch"]
+  assert f["family"] == family and f["unknown_loops"] == 0 and f["collectives"]
+  assert f["written_flops"] > f["useful_flops"] > 0
 
 
 def test_parameters_that_stay_whole_are_named():

@@ -36,7 +36,7 @@ def test_every_name_that_is_listed_is_understood():
     ("v5q:4x4", "v5"),
     ("v5e:4x4x4", "'v5e:4x4'"),
     ("v5p:8x8", "'v5p:8x8x8'"),
-    ("a100:8", "'h100:8'"),
+    ("b100:8", "'h100:8'"),
     ("h100", "'h100:8'"),
     ("2*h100:8", "'h100:8'"),
     ("v5e:0x4", "'v5e:4x4'"),
@@ -85,6 +85,16 @@ def test_devices_that_share_a_chip_share_its_figures():
   assert half.peak_flops == 2307e12 / 2 and half.memory_rate == 7.37e12 / 2
   assert half.usable < 192 * GIB / 2
   assert DEVICES["v5e"].inside_rate == 4 * 45e9
+
+
+def test_gpus_differ():
+  """Both ways together, NVLink has 600 GB/s in an A100 and 900 in an H100; adapters 200 and 400 Gbit/s."""
+  a, h = DEVICES["a100"], DEVICES["h100"]
+  assert (a.peak_flops, a.inside_rate, a.outside_rate) == (312e12, 300e9, 25e9)
+  assert (h.peak_flops, h.inside_rate, h.outside_rate) == (989e12, 450e9, 50e9)
+  assert "600 GB/s" in a.sources["inside_rate"] and "200 Gbit/s" in a.sources["outside_rate"]
+  assert "900 GB/s" in h.sources["inside_rate"] and "400 Gbit/s" in h.sources["outside_rate"]
+  assert topologies.TARGETS.keys() == set(topologies.GPUS)
 
 
 def test_every_figure_of_a_device_has_its_source():
