@@ -11,14 +11,14 @@ from mlit_jax.planning.hardware import Device
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds of a step. `best`: all at once; `worst`: one after another."""
+  """Seconds of a step. `overlapped`: all at once; `serial`: one after another."""
 
   products: float
   memory: float
   inside: float  # links within a host or slice
   outside: float  # the network between them
-  best: float
-  worst: float
+  overlapped: float
+  serial: float
 
 
 def estimate(
@@ -32,7 +32,7 @@ def estimate(
   inside = traffic.near / device.inside_rate
   outside = traffic.far / device.outside_rate
   parts = (products, moved, inside, outside)
-  return Estimate(*parts, best=max(parts), worst=sum(parts))
+  return Estimate(*parts, overlapped=max(parts), serial=sum(parts))
 
 
 def memory_bytes(memory: Memory, traffic: Traffic, passes: float) -> float:
@@ -54,8 +54,8 @@ ASSUMPTIONS = (
   "links within a {group} at {inside:.0f} GB/s a device ({inside_source}), between {group}s at {outside:.1f} GB/s "
   "({outside_source}); what a {group} needs from others comes once, through the adapters of all that take part; "
   "no latency, no contention",
-  "best: the longest of these hides all others; worst: none hides another. Waiting for data, evaluation and saving "
-  "are not in it",
+  "overlapped: the longest of these hides all others; serial: none hides another. A real step can be slower than "
+  "both: kernels' own efficiency, waiting for data, evaluation and saving are not in it",
 )
 
 

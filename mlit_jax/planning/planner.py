@@ -153,6 +153,12 @@ def _advice(c, cfg: DecoderConfig, topology: Topology, mesh: Mesh, figures: dict
       f"mesh.fsdp={fsdp} does not divide the width {cfg.d_model}, so parameters and optimizer state lie whole on "
       f"every device; mesh.fsdp={fitting} with mesh.data={mesh.shape['data'] * fsdp // fitting} splits them"
     )
+  kinds = {of["kind"] for of in figures["collectives"] or ()}
+  if topology.platform == "tpu" and fsdp > 1 and kinds and "all-gather" not in kinds:
+    out.append(
+      f"no parameter is gathered: with mesh.fsdp={fsdp} its parts are so small that the compiler adds up padded "
+      "arrays instead, at twice the traffic; a smaller mesh.fsdp, with mesh.data for the rest, may be faster"
+    )
   word, groups = topology.group_word, len(set(topology.groups))
   if figures["memory"]["fits"] is False and not figures.get("search"):
     out.append(

@@ -64,7 +64,7 @@ def estimate_figures(
     f"{name}_seconds": getattr(found, name) for name in ("products", "memory", "inside", "outside")
   }
   ends = {}
-  for end in ("best", "worst"):
+  for end in ("overlapped", "serial"):
     seconds = getattr(found, end)
     ends[end] = {
       "step_seconds": seconds,
@@ -154,10 +154,10 @@ def _estimate_lines(f: dict) -> list[str]:
   if not e:
     return ["", "estimate  none: no figures of this device are known, or there is no program"]
   out = ["", "ESTIMATE of a step, from data sheets; nothing was measured"]
-  for end in ("best", "worst"):
+  for end in ("overlapped", "serial"):
     of = e[end]
     out.append(
-      f"  {end:<5} {_seconds(of['step_seconds'])}, {of['tokens_per_second']:,.0f} tokens/s, "
+      f"  {end:<10} {_seconds(of['step_seconds'])}, {of['tokens_per_second']:,.0f} tokens/s, "
       f"{of['tokens_per_second'] / f['devices']:,.0f} a device, MFU {of['mfu']:.0%}"
     )
   parts = {

@@ -41,7 +41,7 @@ def test_a_tpu_slice():
   assert m["arguments"] >= m["params"] + m["optimizer"] + m["batch"]
   gathers = next(c for c in f["collectives"] if c["kind"] == "all-gather")
   assert gathers["near_bytes"] > 0 and gathers["far_bytes"] == 0
-  assert 0 < f["estimate"]["best"]["step_seconds"] < f["estimate"]["worst"]["step_seconds"]
+  assert 0 < f["estimate"]["overlapped"]["step_seconds"] < f["estimate"]["serial"]["step_seconds"]
 
 
 @tpu
@@ -109,7 +109,10 @@ def test_a_torus_is_split_where_it_must_be():
 
 
 @gpu
-@pytest.mark.parametrize("name", ["h100:8", "h200:8", "a100:8"])
+@pytest.mark.parametrize(
+  "name",
+  ["h100:8", *(pytest.param(n, marks=pytest.mark.slow) for n in ("h200:8", "a100:8"))],
+)
 def test_gpus_of_one_host(name):
   f = plan(name, batch__max_length=256)
   m = f["memory"]
@@ -150,4 +153,4 @@ def test_every_family(family, name):
   )
   f = planner.make_plan(c, cfg, open_topology(name), rows_per_device=1)
   assert f["memory"]["fits"] is True and f["unknown_loops"] == 0 and f["collectives"]
-  assert f["estimate"]["worst"]["step_seconds"] > 0
+  assert f["estimate"]["serial"]["step_seconds"] > 0
