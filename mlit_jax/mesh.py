@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -152,9 +153,25 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, _fitting(axes, x.shape, mesh))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """The FSDP gather of a weight that is about to be used, already in the compute dtype."""
+  """The FSDP gather of a weight that is about to be used, already in the compute dtype.
+
+  Its gradient goes where the weight came from. JAX's own derivative of a constraint is the same
+  constraint: the gradient would be summed whole on every device.
+  """
   return constrain(w, *("width" if axis == "embed" else axis for axis in axes))
+
+
+def _gather_forward(w, axes):
+  return gather(w, axes), None
+
+
+def _gather_backward(axes, _, g):
+  return (constrain(g, *axes),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
 
 
 def by_row(run: Callable, x: jax.Array):

@@ -138,7 +138,7 @@ class _Reader:
 
   def collective(self, i: _Instruction, kind: str, times: int, in_loop: bool) -> Collective:
     size, places = self.members(i.rest)
-    total = _type_bytes(i.type)
+    total = _type_bytes(i.type.split(", u32[]")[0])  # without a permutation's contexts
     if i.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):
       total *= size / (size + 1)  # its type holds part and whole
     elif i.opcode.endswith("-start") and kind != "all-reduce":
