@@ -12,6 +12,7 @@ from mlit_jax.model import decoder
 from mlit_jax.model.config import from_hf, from_scratch
 from mlit_jax.model.families import FAMILIES
 from mlit_jax.planning import compiling, planner
+from mlit_jax.planning.collectives import read_traffic
 from mlit_jax.planning.compiling import refused_memory
 from mlit_jax.planning.topologies import open_topology
 from mlit_jax.training.flops import step_flops
@@ -211,6 +212,22 @@ def test_a_mesh_over_slices_is_advised_on():
   assert not kept["advice"]
   gathers = [c for c in kept["collectives"] if c["kind"] == "all-gather"]
   assert gathers and all(c["far_bytes"] == 0 for c in gathers)
+
+
+def test_gradients_go_back_to_their_shards():
+  """Two copies of four parts: four devices add up a layer's gradient and keep a part each, and only parts are
+  added up between the copies. Summed whole over all eight it would be four times as much for that."""
+  cfg = from_hf(families.keys_of("llama", families.IDS))
+  c = load_config(str(QUICKSTART), ["--config.batch.max_length=32", "--config.mesh.data=2"])
+  topology = open_topology("cpu:8")
+  mesh = meshes.make_mesh(**c.mesh, devices=topology.devices)
+  found = read_traffic(compiling.compile_step(c, cfg, mesh, topology, 1).text, topology.groups)
+  of_layers = [r for r in found.collectives if r.kind == "all-reduce" and r.in_loop]
+  weights = 4 * sum(s.size for s in jax.tree.leaves(decoder.param_shapes(cfg)["blocks"]))
+  payload = {n: sum(r.times * r.payload for r in of_layers if r.size == n) for n in (2, 4, 8)}
+  assert payload[4] == pytest.approx(weights, rel=0.02)
+  assert payload[2] == pytest.approx(weights / 4, rel=0.02)
+  assert payload[8] < 0.02 * weights  # norms
 
 
 def test_gathers_that_became_sums_are_told():
