@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from mlit_jax.planning import report
 from mlit_jax.planning.collectives import Collective, Traffic
 from mlit_jax.planning.compiling import Memory
@@ -28,7 +30,7 @@ def test_each_resource_alone_then_all_at_once_and_in_turn():
   assert found.memory == 14.6
   assert (found.inside, found.outside) == (19 / 5, 2)
   assert found.overlapped == 14.6
-  assert found.serial == 10 + 14.6 + 19 / 5 + 2
+  assert found.serial == pytest.approx(10 + 14.6 + 19 / 5 + 2)
 
 
 def test_a_device_without_figures_has_no_estimate():
