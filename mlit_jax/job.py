@@ -16,18 +16,18 @@ from mlit_jax.evals import summary
 from mlit_jax.evals.evaluator import Evaluator
 from mlit_jax.evals.suites.suite import metric_names
 from mlit_jax.model import decoder
+from mlit_jax.stepping import make_stepping
 from mlit_jax.training import card, flops, report, trackers, workdir
 from mlit_jax.training.batch_log import BatchLog
 from mlit_jax.training.checkpoint import (
   Checkpoints,
-  abstract_like,
   prefers_lower,
   rounds_since_best,
 )
 from mlit_jax.training.loop import Run, train
-from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from mlit_jax.training.optimizer import OptimizerConfig, make_schedule
 from mlit_jax.training.profile import Profile
-from mlit_jax.training.step import State, make_train_step, state_shardings
+from mlit_jax.training.step import State
 from mlit_jax.weights import load
 
 
@@ -41,14 +41,11 @@ class Job:
     self.terminal, self.clock = terminal, clock
     self.tokenizer, self.encoded, self.plan, self.ledger = tokenizer, encoded, plan, ledger
     self.dtype = jnp.dtype(c.model.dtype)
-    optimizer_config = OptimizerConfig(**c.optimizer)
-    schedule = make_schedule(optimizer_config, plan.steps)
+    schedule = make_schedule(OptimizerConfig(**c.optimizer), plan.steps)
     self.rates = np.asarray(jax.vmap(schedule)(jnp.arange(plan.steps)))
-    self.optimizer = make_optimizer(optimizer_config, plan.steps)
-    self.specs = decoder.param_specs(cfg)
-    self.shapes = decoder.param_shapes(cfg)
-    self.param_shardings = meshes.param_shardings(self.specs, mesh)
-    self.shardings = state_shardings(self.optimizer, self.param_shardings, self.shapes, mesh)
+    self.stepping = make_stepping(
+      c, cfg, mesh, total_steps=plan.steps, num_languages=len(encoded.strata)
+    )
     self.best_metric = c.checkpoint.best or default_best(sets, suites)
     check_best(self.best_metric, sets, suites)
     self.evaluator = Evaluator(
@@ -93,21 +90,7 @@ class Job:
         total_steps=plan.steps,
         rows=c.batch.rows,
         max_length=c.batch.max_length,
-        train_step=make_train_step(
-          lambda params, *arrays: decoder.hidden(
-            params, self.cfg, *arrays, dtype=self.dtype, remat=c.model.remat
-          ),
-          self.optimizer,
-          self.shardings,
-          self.mesh,
-          num_languages=len(self.encoded.strata),
-          microbatches=c.batch.microbatches,
-          clip_norm=c.optimizer.gradient_clip_norm,
-          num_experts=self.cfg.num_experts,
-          router_loss_weight=self.cfg.router_loss_weight,
-          loss_chunk=c.model.loss_chunk,
-          z_loss=c.optimizer.z_loss,
-        ),
+        train_step=self.stepping.train_step,
         batches=load_batches(
           self.encoded, plan, first, meshes.process_rows(self.mesh, c.batch.rows)
         ),
@@ -144,8 +127,7 @@ class Job:
     if step is None:
       workdir.forget_after(self.root, -1)
       return self.begin(base), {name: {} for name in ledgers.TRAINED}
-    abstract = abstract_like(jax.eval_shape(self._state, self.shapes), self.shardings)
-    state, meta = self.checkpoints.restore(step, abstract)
+    state, meta = self.checkpoints.restore(step, self.stepping.state_shapes())
     workdir.check_same_plan(self.root, meta["plan"], self.plan.hash)
     workdir.forget_after(self.root, step)
     self.terminal.line(f"resumed at step {step} of {self.plan.steps}")
@@ -161,18 +143,14 @@ class Job:
 
   def begin(self, base) -> State:
     """Parameters of the base model, or fresh ones; an optimizer that has seen nothing."""
+    shardings = self.stepping.shardings
     if base:
       with self.terminal.transfer("import") as progress:
-        params = load.load_params(base.folder, self.cfg, self.param_shardings, progress=progress)
+        params = load.load_params(base.folder, self.cfg, shardings.params, progress=progress)
     else:
-      init = jax.jit(
-        lambda key: decoder.init_params(self.cfg, key), out_shardings=self.param_shardings
-      )
+      init = jax.jit(lambda key: decoder.init_params(self.cfg, key), out_shardings=shardings.params)
       params = init(jax.random.key(self.c.seed))
-    return jax.jit(self._state, out_shardings=self.shardings)(params)
-
-  def _state(self, params) -> State:
-    return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+    return jax.jit(self.stepping.first_state, out_shardings=shardings)(params)
 
   def evaluate(self, step: int, params) -> float | None:
     """All sets and languages at this step: files, events and lines; returns the metric for `best`."""
@@ -227,7 +205,7 @@ class Job:
   def log_parameters(self) -> None:
     """One line per parameter into parameters.txt: path, shape, where it lies."""
     if runtime.is_main():
-      lines = workdir.parameter_lines(self.specs, self.param_shardings)
+      lines = workdir.parameter_lines(self.stepping.specs, self.stepping.shardings.params)
       runtime.write_atomic(self.root / "parameters.txt", "\n".join(lines) + "\n")
     self.terminal.line(
       f"{decoder.count_params(self.cfg):,} parameters, mesh "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -36,7 +38,11 @@ BATCH_SPEC = P(RULES["batch"], None)
 def make_mesh(
   data: int = 1, fsdp: int = -1, tensor: int = 1, expert: int = 1, devices=None
 ) -> Mesh:
-  """Mesh over MESH_AXES; at most one size may be -1: what is left of the devices."""
+  """Mesh over MESH_AXES; at most one size may be -1: what is left of the devices.
+
+  Of several TPU slices, `data` or else `fsdp` goes over the slow network between them, as a whole multiple
+  of their number; all else stays inside a slice.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
   free = [name for name, size in sizes.items() if size == -1]
@@ -51,7 +57,43 @@ def make_mesh(
   if free:
     sizes[free[0]] = len(devices) // known
   shape = tuple(sizes[axis] for axis in MESH_AXES)
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+  return Mesh(_arrange(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _arrange(shape: tuple[int, ...], devices) -> np.ndarray:
+  """The devices in that shape, near ones along the last axes and within a slice."""
+  slices = len({getattr(d, "slice_index", None) for d in devices})
+  try:
+    if slices > 1 and devices[0].platform == "tpu":
+      outside = _over_slices(shape, slices)
+      inside = tuple(size // out for size, out in zip(shape, outside, strict=True))
+      return _split_if_need_be(mesh_utils.create_hybrid_device_mesh, inside, outside, devices)
+    return _split_if_need_be(mesh_utils.create_device_mesh, shape, devices)
+  except (ValueError, NotImplementedError, AssertionError) as e:
+    raise UserError(
+      f"mesh {dict(zip(MESH_AXES, shape, strict=True))} cannot be laid on these {len(devices)} "
+      f"{devices[0].device_kind} devices: {e}. Choose other sizes of mesh.data, mesh.fsdp, mesh.expert and "
+      "mesh.tensor."
+    ) from e
+
+
+def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
+  """How often each axis goes over the slices: data=4, two slices -> (2, 1, 1, 1)."""
+  for at in (MESH_AXES.index("data"), MESH_AXES.index("fsdp")):
+    if shape[at] % slices == 0:
+      return tuple(slices if i == at else 1 for i in range(len(shape)))
+  raise UserError(
+    f"mesh {dict(zip(MESH_AXES, shape, strict=True))} cannot be laid over {slices} slices: mesh.data must be a "
+    f"multiple of {slices} (replicas over slices), or else mesh.fsdp"
+  )
+
+
+def _split_if_need_be(make: Callable, *args) -> np.ndarray:
+  """A torus such as 8 x 8 x 8 has no axis of 128: then one of its axes is split between two of ours."""
+  try:
+    return make(*args)
+  except NotImplementedError:
+    return make(*args, allow_split_physical_axes=True)
 
 
 def spec(axes: tuple[str, ...]) -> P:
@@ -138,9 +180,25 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, _fitting(axes, x.shape, mesh))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """The FSDP gather of a weight that is about to be used, already in the compute dtype."""
+  """The FSDP gather of a weight that is about to be used, already in the compute dtype.
+
+  Its gradient goes where the weight came from. JAX's own derivative of a constraint is the same
+  constraint: the gradient would be summed whole on every device.
+  """
   return constrain(w, *("width" if axis == "embed" else axis for axis in axes))
+
+
+def _gather_forward(w, axes):
+  return gather(w, axes), None
+
+
+def _gather_backward(axes, _, g):
+  return (constrain(g, *axes),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
 
 
 def by_row(run: Callable, x: jax.Array):

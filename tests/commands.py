@@ -125,6 +125,16 @@ def events(workdir) -> list[dict]:
   return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
+def untimed(events: list[dict]) -> list[dict]:
+  """Events without what a clock said: equal in two runs that did the same work."""
+  clocks = ("time", "goodput")
+  kept = [
+    {k: v for k, v in e.items() if not k.startswith(clocks) and "per_second" not in k}
+    for e in events
+  ]
+  return [e for e in kept if e.keys() - {"step"}]
+
+
 def train_events(workdir) -> dict[int, dict]:
   """Step -> what the run trained on there and its loss, without the clock."""
   clock = ("time", "train/tokens_per_second", "train/trained_tokens_per_second", "train/mfu")

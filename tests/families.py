@@ -81,6 +81,11 @@ def keys_of(variant: str, ids: dict | None = None, **changes) -> dict:
   return {**usual, **keys, **changes}
 
 
+def one_of(model_type: str) -> str:
+  """A variant of that family."""
+  return next(name for name, keys in VARIANTS.items() if keys["model_type"] == model_type)
+
+
 def random_model_like(model):
   """The same model again, in the default dtype of the moment."""
   import copy

@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "charts",
     "page",
   },
+  "planning": {"batch", "mesh", "errors", "model", "training", "stepping", "checks"},
   "reporting": {"training", "charts", "page", "errors", "metrics"},
   "evals": {
     "batch",

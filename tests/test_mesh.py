@@ -1,9 +1,11 @@
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
 
 from mlit_jax import mesh as meshes
@@ -199,3 +201,63 @@ def test_a_process_whose_rows_lie_apart(monkeypatch):
   meshes.put_batch(batch.tokens[mine], mesh, 8)
   for device, rows in shards.items():
     np.testing.assert_array_equal(rows, batch.tokens[device : device + 1])
+
+
+def tpu_slices(slices: int, side: int) -> list:
+  """What meshes go by of the devices of v5e slices of side x side chips."""
+  return [
+    types.SimpleNamespace(
+      id=s * 1000 + side * y + x, process_index=0, platform="tpu", device_kind="TPU v5 lite", slice_index=s,
+      coords=(x, y, 0), core_on_chip=0,
+    )
+    for s in range(slices) for y in range(side) for x in range(side)
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "shape, by_first_axis",
+  [
+    ((2, 16, 1, 1), [{0}, {1}]),
+    ((4, 4, 1, 2), [{0}, {0}, {1}, {1}]),
+    ((1, 32, 1, 1), [{0, 1}]),
+    ((1, 8, 2, 2), [{0, 1}]),
+  ],
+)
+def test_over_slices_goes_data_or_else_fsdp(shape, by_first_axis):
+  devices = meshes._arrange(shape, tpu_slices(2, 4))
+  assert devices.shape == shape and len({d.id for d in devices.flat}) == 32
+  slices = np.vectorize(lambda d: d.slice_index)(devices)
+  assert [set(part.flat) for part in slices] == by_first_axis
+  # Experts and tensors are never cut by the slow network.
+  assert (slices == slices[:, :, :1, :1]).all()
+
+
+def test_other_axes_do_not_go_over_slices():
+  with pytest.raises(UserError) as e:
+    meshes._arrange((1, 1, 1, 32), tpu_slices(2, 4))
+  assert "over 2 slices" in str(e.value) and "mesh.data must be a multiple of 2" in str(e.value)
+
+
+def test_an_axis_of_the_torus_is_split_where_it_must_be():
+  """A cube of 4 x 4 x 4 has no axis of 32."""
+  cube = [
+    types.SimpleNamespace(
+      id=16 * z + 4 * y + x, process_index=0, platform="tpu", device_kind="TPU v5", coords=(x, y, z), core_on_chip=0
+    )
+    for z in range(4) for y in range(4) for x in range(4)
+  ]  # fmt: skip
+  with pytest.raises(NotImplementedError):
+    mesh_utils.create_device_mesh((1, 32, 1, 2), cube)
+  devices = meshes._arrange((1, 32, 1, 2), cube)
+  assert devices.shape == (1, 32, 1, 2) and len({d.id for d in devices.flat}) == 64
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 1, 1), (2, 2, 1, 4), (4, 4, 1, 1)])
+def test_copies_lie_over_hosts_of_gpus(sizes):
+  """Two hosts of eight: what is split over fsdp and tensor stays within one."""
+  gpus = [
+    types.SimpleNamespace(id=i, process_index=i // 8, platform="gpu", device_kind="NVIDIA H100", slice_index=i // 8)
+    for i in range(16)
+  ]  # fmt: skip
+  hosts = np.vectorize(lambda d: d.process_index)(meshes._arrange(sizes, gpus))
+  assert [set(copy.flat) for copy in hosts] == [{i * 2 // sizes[0]} for i in range(sizes[0])]

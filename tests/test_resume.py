@@ -72,8 +72,7 @@ def assert_same_run(config, workdir, undisturbed):
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a.view(np.int32), b.view(np.int32)), ours, theirs
   )
-  events, expected = ([{k: v for k, v in e.items() if k != "time" and "per_second" not in k}
-                       for e in commands.events(w)] for w in (workdir, undisturbed))  # fmt: skip
+  events, expected = (commands.untimed(commands.events(w)) for w in (workdir, undisturbed))
   key = lambda e: (e["step"], sorted(e))  # noqa: E731
   assert sorted(events, key=key) == sorted(expected, key=key)
   for name in ("data_plan.json", "evals/0/heldout.json", f"evals/{STEPS}/heldout.json"):

@@ -63,7 +63,7 @@ class ModelSource:
 def read_source(path) -> ModelSource:
   """The source at a local folder, or at a hub id ("owner/name" or "owner/name@revision")."""
   folder = model_folder(path)
-  config = _read_config(folder / "config.json")
+  config = read_config(folder / "config.json")
   layout = hf_files.read_layout(folder)
   carried = _carried_names(config, layout)
   arrays = hf_files.map_tensors(folder, layout) if carried else {}
@@ -80,6 +80,32 @@ def model_folder(path, *, weights: bool = True) -> pathlib.Path:
   if folder.exists():
     raise UserError(f"model {str(path)!r} is a file; name the folder that holds it.")
   return _download(str(path), [*KEPT_FILES, *(WEIGHT_FILES if weights else ())])
+
+
+def read_config(path: pathlib.Path) -> dict:
+  """A config.json of a decoder that can be tuned."""
+  try:
+    config = json.loads(path.read_bytes())
+  except FileNotFoundError as e:
+    raise UserError(
+      f"{path}: not found; a model folder holds config.json beside its weights."
+    ) from e
+  except ValueError as e:
+    raise UserError(f"{path}: not readable as JSON: {e}.") from e
+  if not isinstance(config, dict):
+    raise UserError(f"{path}: an object is expected, not {type(config).__name__}.")
+  if config.get("quantization_config"):
+    method = config["quantization_config"]
+    method = method.get("quant_method", method) if isinstance(method, dict) else method
+    raise UserError(
+      f"{path}: quantization_config ({method}): quantised weights cannot be tuned in full. Start from "
+      "the unquantised model."
+    )
+  try:
+    from_hf(config)
+  except UserError as e:
+    raise UserError(f"{path}: {e}") from e
+  return config
 
 
 def save_source_copy(source: ModelSource, workdir) -> pathlib.Path:
@@ -131,7 +157,7 @@ def load_source_copy(workdir) -> ModelSource:
     raise UserError(
       f"{folder / TENSORS_FILE}: damaged ({e}). Restore {folder} from a backup."
     ) from e
-  config = _read_config(folder / "config.json")
+  config = read_config(folder / "config.json")
   carried = _read_carried(folder, layout, _carried_names(config, layout))
   return ModelSource(folder, config, _read_kept_files(folder), layout, carried)
 
@@ -169,31 +195,6 @@ def _read_carried(folder: pathlib.Path, layout, wanted: list[str]) -> dict[str, 
   return arrays
 
 
-def _read_config(path: pathlib.Path) -> dict:
-  try:
-    config = json.loads(path.read_bytes())
-  except FileNotFoundError as e:
-    raise UserError(
-      f"{path}: not found; a model folder holds config.json beside its weights."
-    ) from e
-  except ValueError as e:
-    raise UserError(f"{path}: not readable as JSON: {e}.") from e
-  if not isinstance(config, dict):
-    raise UserError(f"{path}: an object is expected, not {type(config).__name__}.")
-  if config.get("quantization_config"):
-    method = config["quantization_config"]
-    method = method.get("quant_method", method) if isinstance(method, dict) else method
-    raise UserError(
-      f"{path}: quantization_config ({method}): quantised weights cannot be tuned in full. Start from "
-      "the unquantised model."
-    )
-  try:
-    from_hf(config)
-  except UserError as e:
-    raise UserError(f"{path}: {e}") from e
-  return config
-
-
 def _read_kept_files(folder: pathlib.Path) -> dict[str, bytes]:
   paths = {p for pattern in KEPT_FILES for p in folder.glob(pattern) if p.is_file()}
   return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(paths)}
@@ -210,7 +211,7 @@ def _download(path: str, wanted: list[str]) -> pathlib.Path:
 
   try:
     config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision or None)
-    _read_config(pathlib.Path(config))
+    read_config(pathlib.Path(config))
     return pathlib.Path(
       huggingface_hub.snapshot_download(
         repo,

@@ -1,0 +1,133 @@
+"""The step of a config, compiled from shapes alone for devices that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from mlit_jax import mesh as meshes
+from mlit_jax.batch import Batch, empty_batch
+from mlit_jax.model.config import DecoderConfig
+from mlit_jax.planning.arithmetic import product_flops
+from mlit_jax.planning.topologies import Topology
+from mlit_jax.stepping import make_stepping
+
+# A schedule needs to know of how many steps it is; the program is the same for any.
+STEPS = 1000
+# Of TPU compilers, by version: all that was wanted of a device's memory, or the temporaries alone.
+_USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
+_TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of one device."""
+
+  params: int
+  optimizer: int
+  batch: int
+  arguments: int  # the three together as the compiler lays them out
+  temporaries: int  # at the peak, besides the arguments
+  peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What a compiler said of a step. A step that does not fit has no program where the compiler refuses it."""
+
+  memory: Memory
+  text: str | None  # of the compiled module; None where the compiler refused
+  flops: (
+    float  # of all matrix products of all devices, as the step is written, recomputation included
+  )
+  seconds: float
+
+
+def compile_step(
+  c, cfg: DecoderConfig, mesh: Mesh, topology: Topology, num_languages: int
+) -> Compiled:
+  """Compile the step of this config for these devices."""
+  traced, state, batch = _trace(c, cfg, mesh, num_languages)
+  sizes = {
+    "params": device_bytes(state.params),
+    "optimizer": device_bytes((state.step, state.opt_state)),
+    "batch": device_bytes(batch),
+  }
+  flops = product_flops(traced.jaxpr)
+  started = time.monotonic()
+  with jax.set_mesh(mesh):
+    lowered = traced.lower(lowering_platforms=(topology.platform,))
+    try:
+      program = lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+      if "RESOURCE_EXHAUSTED" not in str(e):
+        raise
+      return Compiled(refused_memory(str(e), sizes), None, flops, time.monotonic() - started)
+  seconds = time.monotonic() - started
+  found = program.memory_analysis()
+  arguments = int(found.argument_size_in_bytes)
+  peak = _peak(found)
+  memory = Memory(**sizes, arguments=arguments, temporaries=max(0, peak - arguments), peak=peak)
+  return Compiled(memory, program.as_text(), flops, seconds)
+
+
+def written_flops(c, cfg: DecoderConfig, mesh: Mesh) -> float:
+  """Of all matrix products of a step, as it is written."""
+  return product_flops(_trace(c, cfg, mesh, 1)[0].jaxpr)
+
+
+def _trace(c, cfg, mesh, num_languages):
+  stepping = make_stepping(c, cfg, mesh, total_steps=STEPS, num_languages=num_languages)
+  state, batch = stepping.state_shapes(), batch_shapes(c.batch.rows, c.batch.max_length, mesh)
+  with jax.set_mesh(mesh):
+    return stepping.train_step.trace(state, batch), state, batch
+
+
+def batch_shapes(rows: int, max_length: int, mesh: Mesh) -> Batch:
+  """A batch as the step gets it."""
+  sharding = NamedSharding(mesh, meshes.BATCH_SPEC)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((rows, max_length), x.dtype, sharding=sharding),
+    empty_batch(1, 1),
+  )
+
+
+def device_bytes(tree) -> int:
+  """Bytes on one device of arrays that are only described."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * jnp.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def refused_memory(message: str, sizes: dict[str, int]) -> Memory:
+  """Of a step that a TPU compiler refuses, from its message; the peak is 0 where that gives no figure."""
+  arguments = sum(sizes.values())
+  if found := _USED.search(message):
+    peak = int(float(found[1]) * _UNITS[found[2]])
+  elif found := _TEMPORARIES.search(message):
+    peak = arguments + int(float(found[1]) * _UNITS[found[2]])
+  else:
+    return Memory(**sizes, arguments=arguments, temporaries=0, peak=0)
+  return Memory(**sizes, arguments=arguments, temporaries=max(0, peak - arguments), peak=peak)
+
+
+def _peak(found) -> int:
+  """Arguments, results that do not take their place, and the temporaries' whole allocation.
+
+  XLA's own peak is that of what is alive; the CPU's leaves the temporaries out.
+  """
+  parts = (
+    found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    - found.alias_size_in_bytes
+    + found.temp_size_in_bytes
+  )
+  return max(int(parts), int(getattr(found, "peak_memory_in_bytes", 0)))

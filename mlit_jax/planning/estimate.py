@@ -1,0 +1,75 @@
+"""How long a step may take: what each resource needs alone, and the two ends between which a step lies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mlit_jax.planning.collectives import Traffic
+from mlit_jax.planning.compiling import Memory
+from mlit_jax.planning.hardware import Device
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Seconds of a step. `overlapped`: all at once; `serial`: one after another."""
+
+  products: float
+  memory: float
+  inside: float  # links within a host or slice
+  outside: float  # the network between them
+  overlapped: float
+  serial: float
+
+
+def estimate(
+  device: Device, devices: int, flops: float, memory: Memory, traffic: Traffic, passes: float
+) -> Estimate | None:
+  """Of a step that does `flops` in matrix products on all devices; None where the device is not known."""
+  if not device.peak_flops:
+    return None
+  products = flops / devices / (device.product_share * device.peak_flops)
+  moved = memory_bytes(memory, traffic, passes) / device.memory_rate
+  inside = traffic.near / device.inside_rate
+  outside = traffic.far / device.outside_rate
+  parts = (products, moved, inside, outside)
+  return Estimate(*parts, overlapped=max(parts), serial=sum(parts))
+
+
+def memory_bytes(memory: Memory, traffic: Traffic, passes: float) -> float:
+  """Bytes to and from a device's memory, as few as there can be.
+
+  The state is read and written once, the temporaries are written and read once, and what collectives bring is
+  written and read. `passes` is how often the parameters on the device are read besides (forward, backward,
+  recomputed).
+  """
+  state = 2.0 * (memory.params + memory.optimizer) + passes * memory.params
+  return state + 2.0 * memory.temporaries + 2.0 * (traffic.near + traffic.far)
+
+
+ASSUMPTIONS = (
+  "matrix products run at {share:.0%} of the bfloat16 peak of {peak:.0f} TFLOP/s ({share_source}); arithmetic is "
+  "counted as the step is written: recomputation and masked attention included, kernels called by name (cuDNN) not; never less than the useful",
+  "memory at {memory:.2f} TB/s: state in and out once, temporaries and what collectives bring written and read "
+  "once; fused or repeated traffic is not known, so this is a lower bound",
+  "links within a {group} at {inside:.0f} GB/s a device ({inside_source}), between {group}s at {outside:.1f} GB/s "
+  "({outside_source}); what a {group} needs from others comes once, through the adapters of all that take part; "
+  "no latency, no contention",
+  "overlapped: the longest of these hides all others; serial: none hides another. A real step can be slower than "
+  "both: kernels' own efficiency, waiting for data, evaluation and saving are not in it",
+)
+
+
+def assumptions(device: Device, group: str) -> list[str]:
+  """What an estimate for this device takes for granted."""
+  figures = {
+    "share": device.product_share,
+    "peak": device.peak_flops / 1e12,
+    "share_source": device.sources.get("product_share", ""),
+    "memory": device.memory_rate / 1e12,
+    "inside": device.inside_rate / 1e9,
+    "inside_source": device.sources.get("inside_rate", ""),
+    "outside": device.outside_rate / 1e9,
+    "outside_source": device.sources.get("outside_rate", ""),
+    "group": group,
+  }
+  return [line.format(**figures) for line in ASSUMPTIONS] if device.peak_flops else []

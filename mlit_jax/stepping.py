@@ -1,0 +1,63 @@
+"""The train step of a config: built in one place, for the run and for what is found out before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mlit_jax import mesh as meshes
+from mlit_jax.model import decoder
+from mlit_jax.model.config import DecoderConfig
+from mlit_jax.training.checkpoint import abstract_like
+from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from mlit_jax.training.step import State, make_train_step, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepping:
+  """How one config trains one decoder on one mesh."""
+
+  cfg: DecoderConfig
+  specs: dict  # of ParamSpec
+  shardings: State
+  optimizer: optax.GradientTransformation
+  train_step: Callable  # jitted (State, Batch) -> (State, StepMetrics)
+
+  def first_state(self, params: dict) -> State:
+    """The state of a run that has done nothing, for jit and eval_shape."""
+    return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+  def state_shapes(self) -> State:
+    """What a state is, with the dtypes and places of its arrays, and none of their values."""
+    shapes = jax.eval_shape(self.first_state, decoder.param_shapes(self.cfg))
+    return abstract_like(shapes, self.shardings)
+
+
+def make_stepping(
+  c, cfg: DecoderConfig, mesh: Mesh, *, total_steps: int, num_languages: int
+) -> Stepping:
+  """All that a step is made of; nothing is computed."""
+  optimizer = make_optimizer(OptimizerConfig(**c.optimizer), total_steps)
+  specs = decoder.param_specs(cfg)
+  param_shardings = meshes.param_shardings(specs, mesh)
+  shardings = state_shardings(optimizer, param_shardings, decoder.param_shapes(cfg), mesh)
+  dtype = jnp.dtype(c.model.dtype)
+  train_step = make_train_step(
+    lambda params, *arrays: decoder.hidden(params, cfg, *arrays, dtype=dtype, remat=c.model.remat),
+    optimizer,
+    shardings,
+    mesh,
+    num_languages=num_languages,
+    microbatches=c.batch.microbatches,
+    clip_norm=c.optimizer.gradient_clip_norm,
+    num_experts=cfg.num_experts,
+    router_loss_weight=cfg.router_loss_weight,
+    loss_chunk=c.model.loss_chunk,
+    z_loss=c.optimizer.z_loss,
+  )
+  return Stepping(cfg, specs, shardings, optimizer, train_step)

@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mlit_jax.config import load_config
+from mlit_jax.mesh import make_mesh
+from mlit_jax.model.config import from_scratch
+from mlit_jax.planning.arithmetic import product_flops
+from mlit_jax.planning.compiling import written_flops
+from tests.commands import ROOT
+
+A, B = jnp.zeros((3, 5)), jnp.zeros((5, 7))
+PRODUCT = 2 * 3 * 5 * 7
+
+
+def flops(run, *args):
+  return product_flops(jax.make_jaxpr(run)(*args))
+
+
+def test_one_product():
+  assert flops(jnp.dot, A, B) == PRODUCT
+  assert flops(lambda a, b: jnp.einsum("xij,xjk->xik", a, b), A[None], B[None]) == PRODUCT
+
+
+def test_loops_are_multiplied_out():
+  def run(a, b):
+    def layer(total, _):
+      return total + jnp.sum(a @ b), None
+
+    return jax.lax.scan(lambda t, _: jax.lax.scan(layer, t, None, length=4), 0.0, None, length=3)[0]
+
+  assert flops(run, A, B) == 12 * PRODUCT
+
+
+def test_the_dearest_branch_counts():
+  def run(a, b):
+    return jax.lax.cond(
+      jnp.sum(a) > 0, lambda: jnp.sum(a @ b), lambda: jnp.sum(a @ b) + jnp.sum(b.T @ a.T)
+    )
+
+  assert flops(run, A, B) == 2 * PRODUCT
+
+
+def test_what_is_written_for_one_device_counts_for_all():
+  mesh = make_mesh(fsdp=8)
+  run = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"))
+  assert flops(run, jnp.zeros((24, 5)), B) == 8 * PRODUCT
+
+
+def test_a_derivative_counts_its_products_once():
+  @jax.custom_vjp
+  def product(a, b):
+    return a @ b
+
+  def backward(kept, g):
+    a, b = kept
+    return g @ b.T, a.T @ g
+
+  product.defvjp(lambda a, b: (a @ b, (a, b)), backward)
+  loss = lambda a, b: jnp.sum(product(a, b) ** 2)  # noqa: E731
+  assert flops(loss, A, B) == PRODUCT
+  assert flops(jax.grad(loss, argnums=(0, 1)), A, B) == 3 * PRODUCT
+
+
+def test_recomputation_counts():
+  def loss(a, b):
+    return jnp.sum(jnp.sin(jnp.sin(a @ b) @ b.T))
+
+  def grad(run):
+    return flops(jax.grad(run, argnums=(0, 1)), A, B)
+
+  assert grad(loss) == 6 * PRODUCT
+  assert grad(jax.checkpoint(loss, prevent_cse=False)) in (7 * PRODUCT, 8 * PRODUCT)
+
+
+@pytest.mark.parametrize("fsdp, microbatches", [(1, 1), (8, 1), (2, 2)])
+def test_a_whole_step_on_any_mesh(fsdp, microbatches):
+  """6 * weights * tokens, and 12 * layers * heads * head_dim * T * T for attention that masks a square."""
+  d, layers, heads, kv, hidden, vocab, rows, T = 64, 3, 4, 2, 96, 320, 8, 32
+  cfg = from_scratch(
+    dict(d_model=d, num_layers=layers, num_heads=heads, num_kv_heads=kv, d_ff=hidden, tied=True),
+    vocab,
+  )
+  c = load_config(
+    str(ROOT / "configs" / "quickstart.py"),
+    [
+      f"--config.batch.rows={rows}",
+      f"--config.batch.max_length={T}",
+      f"--config.batch.microbatches={microbatches}",
+      "--config.model.remat=none",
+    ],
+  )
+  H = d // heads
+  weights = layers * (2 * d * heads * H + 2 * d * kv * H + 3 * d * hidden) + d * vocab
+  squares = 12 * layers * heads * H * T * T
+  mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:fsdp])
+  assert written_flops(c, cfg, mesh) == rows * (6 * weights * T + squares)
