@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from mlit_jax import mesh as meshes
+from mlit_jax.attention import choice as attention
 from mlit_jax.config import flatten, nested
 from mlit_jax.data.choice import GROUPS
 from mlit_jax.data.encoded import Encoded
@@ -94,6 +95,7 @@ def check_config(c) -> None:
   for key, allowed in (
     ("model.dtype", ("bfloat16", "float32")),
     ("model.remat", decoder.REMAT),
+    ("model.attention", attention.NAMES),
     ("data.groups", GROUPS),
     ("data.bad_rows", ("error", "drop")),
   ):

@@ -44,7 +44,12 @@ class Job:
     schedule = make_schedule(OptimizerConfig(**c.optimizer), plan.steps)
     self.rates = np.asarray(jax.vmap(schedule)(jnp.arange(plan.steps)))
     self.stepping = make_stepping(
-      c, cfg, mesh, total_steps=plan.steps, num_languages=len(encoded.strata)
+      c,
+      cfg,
+      mesh,
+      total_steps=plan.steps,
+      num_languages=len(encoded.strata),
+      max_segments=plan.most_in_a_row,
     )
     self.best_metric = c.checkpoint.best or default_best(sets, suites)
     check_best(self.best_metric, sets, suites)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -208,6 +209,33 @@ def by_row(run: Callable, x: jax.Array):
     return run(x)
   rows = P(_fitting(("batch",), x.shape[:1], mesh)[0])
   return jax.shard_map(run, in_specs=rows, out_specs=rows)(x)
+
+
+def by_head(run: Callable, q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N=None) -> jax.Array:
+  """`run` of attention, o_BTNH, by every device for its rows and query heads and the kv heads that those read.
+
+  rows: a tree of arrays [B, ...]; window: the same for all.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  batch, _, heads, _ = _fitting(("batch", "length", "heads", "head_dim"), q_BTNH.shape, mesh)
+  kv_heads = _fitting(("kv_heads",), k_BSKH.shape[2:3], mesh)[0]
+  num_groups = q_BTNH.shape[2] // k_BSKH.shape[2]
+
+  def here(q, k, v, rows, window, slopes_N):
+    if heads and not kv_heads and mesh.shape[heads] > 1:
+      # Fewer kv heads than devices along the axis: all have them all, and each takes those it reads.
+      first = jax.lax.axis_index(heads) * q.shape[2]
+      if num_groups % q.shape[2] == 0:
+        k, v = (jax.lax.dynamic_slice_in_dim(x, first // num_groups, 1, axis=2) for x in (k, v))
+      else:
+        read = (first + np.arange(q.shape[2])) // num_groups
+        k, v = (jnp.take(x, read, axis=2) for x in (k, v))
+    return run(q, k, v, rows, window, slopes_N)
+
+  of_q, of_kv = P(batch, None, heads), P(batch, None, kv_heads)
+  in_specs = (of_q, of_kv, of_kv, P(batch), P(), P(heads))
+  spread = jax.shard_map(here, in_specs=in_specs, out_specs=of_q, check_vma=False)
+  return spread(q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N)
 
 
 def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.Array:

@@ -134,6 +134,8 @@ def read_sizes(c, model: str) -> DecoderConfig:
   path = model or c.model.path
   if path:
     return from_hf(source.read_config(_config_file(path)))
+  if not c.tokenizer.path:
+    raise UserError("model.sizes need tokenizer.path, which has the size of the vocabulary")
   return from_scratch(dict(c.model.sizes), open_tokenizer(c, None).vocab_size)
 
 

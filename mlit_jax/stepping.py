@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from mlit_jax import mesh as meshes
+from mlit_jax.attention.choice import Choice
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.training.checkpoint import abstract_like
@@ -39,16 +40,19 @@ class Stepping:
 
 
 def make_stepping(
-  c, cfg: DecoderConfig, mesh: Mesh, *, total_steps: int, num_languages: int
+  c, cfg: DecoderConfig, mesh: Mesh, *, total_steps: int, num_languages: int, max_segments: int = 0
 ) -> Stepping:
-  """All that a step is made of; nothing is computed."""
+  """All that a step is made of; nothing is computed. max_segments: examples of a row at most, 0 if not known."""
   optimizer = make_optimizer(OptimizerConfig(**c.optimizer), total_steps)
   specs = decoder.param_specs(cfg)
   param_shardings = meshes.param_shardings(specs, mesh)
   shardings = state_shardings(optimizer, param_shardings, decoder.param_shapes(cfg), mesh)
   dtype = jnp.dtype(c.model.dtype)
+  attention = Choice.on(mesh, c.model.attention, max_segments)
   train_step = make_train_step(
-    lambda params, *arrays: decoder.hidden(params, cfg, *arrays, dtype=dtype, remat=c.model.remat),
+    lambda params, *arrays: decoder.hidden(
+      params, cfg, *arrays, dtype=dtype, remat=c.model.remat, attention=attention
+    ),
     optimizer,
     shardings,
     mesh,

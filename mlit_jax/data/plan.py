@@ -55,6 +55,11 @@ class Plan:
     return sum(stage.epochs for stage in self.stages)
 
   @property
+  def most_in_a_row(self) -> int:
+    """Examples of the row that has the most."""
+    return int(np.diff(self.row_starts).max(initial=0))
+
+  @property
   def languages(self) -> list[str]:
     """The languages that the run trains on."""
     return sorted({lang for stage in self.stages for lang in stage.counts})

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mlit_jax import mesh as meshes
+from mlit_jax.attention.choice import Choice
 from mlit_jax.batch import Batch
 from mlit_jax.evals.rows import place
 from mlit_jax.evals.statistics import Figure, ratio_figure
@@ -49,10 +50,17 @@ def make_score_step(
   by_row = NamedSharding(mesh, meshes.BATCH_SPEC)
   replicated = NamedSharding(mesh, P())
   shards, chunk = meshes.batch_shards(mesh), usual_chunk(meshes.platform(mesh))
+  attention = Choice.on(mesh, max_segments=num_segments)
 
   def sums(params, batch: Batch, rows: int):
     x_BTD, head, _ = decoder.hidden(
-      params, cfg, batch.tokens, batch.positions, batch.segments, dtype=dtype
+      params,
+      cfg,
+      batch.tokens,
+      batch.positions,
+      batch.segments,
+      dtype=dtype,
+      attention=attention,
     )
     nll_BT, best_BT = head_scores(
       x_BTD, head, batch.targets, batch.weights, chunk=chunk, best=misses

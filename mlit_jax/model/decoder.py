@@ -13,8 +13,11 @@ import numpy as np
 from flax import nnx
 
 from mlit_jax import mesh
+from mlit_jax.attention import dense
+from mlit_jax.attention.choice import PLAIN, Choice, Needs, attend
+from mlit_jax.attention.scoring import Rows, Scoring, is_saved
 from mlit_jax.head import Head, head_logits
-from mlit_jax.model import attention, kinds, layers, rope
+from mlit_jax.model import kinds, layers, rope
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.routing import Routing, routing_sums
 
@@ -82,10 +85,12 @@ def apply(
   *,
   dtype=jnp.float32,
   remat="none",
+  attention=PLAIN,
 ) -> jax.Array:
   """logits_BTV, float32, of packed rows."""
   arrays = (tokens_BT, positions_BT, segments_BT)
-  return head_logits(*hidden(params, cfg, *arrays, dtype=dtype, remat=remat)[:2])
+  found = hidden(params, cfg, *arrays, dtype=dtype, remat=remat, attention=attention)
+  return head_logits(*found[:2])
 
 
 def hidden(
@@ -97,11 +102,13 @@ def hidden(
   *,
   dtype=jnp.float32,
   remat="none",
+  attention=PLAIN,
 ) -> tuple[jax.Array, Head, Routing | None]:
   """x_BTD after the last norm and the Head that makes logits of it: a loss need not have them all at once.
 
   And where there are experts, the Routing of all tokens but padding.
   """
+  attend = _attention(cfg, attention, Rows(positions_BT, segments_BT), dtype)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   ropes = _ropes(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
   growth_BT = rope.query_growth(cfg, positions_BT)
@@ -115,9 +122,8 @@ def hidden(
       rope_BTH = rope.pick(ropes[kind.stack], rope_kind)
       q_BTNH = block.attn.queries(h_BTD, rope_BTH, growth_BT)
       k_BTKH, v_BTKH = lent or block.attn.keys_values(h_BTD, rope_BTH)
-      mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, window)
-      distance_BTT = attention.distance(positions_BT, positions_BT) if cfg.alibi else None
-      o_BTD = block.attn(q_BTNH, k_BTKH, v_BTKH, mask_BTT, distance_BTT)
+      o_BTNH = attend[kind.stack](q_BTNH, k_BTKH, v_BTKH, window)
+      o_BTD = block.attn.out(o_BTNH)
       x_BTD, routed = block.add(x_BTD, h_BTD, o_BTD, input_BTP)
       sums = routing_sums(*routed, segments_BT > 0) if routed else None
       lends = (k_BTKH, v_BTKH) if kind.stack in kept else None
@@ -176,9 +182,16 @@ def apply_cached(
       k_BSKH, v_BSKH = (
         _beside(old, x, positions_BT).astype(dtype) for old, x in zip(stored, new, strict=True)
       )
-    mask_BTS = attention.visible(positions_BT, slots_BS, one_BT, one_BS, window)
-    distance_BTS = attention.distance(positions_BT, slots_BS) if cfg.alibi else None
-    o_BTD = block.attn(q_BTNH, k_BSKH, v_BSKH, mask_BTS, distance_BTS)
+    o_BTNH = dense.attend(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      dense.visible(positions_BT, slots_BS, one_BT, one_BS, window),
+      scoring=_scoring(kind.cfg),
+      slopes_N=_slopes(kind.cfg),
+      distance_BTS=dense.distance(positions_BT, slots_BS) if cfg.alibi else None,
+    )
+    o_BTD = block.attn.out(o_BTNH)
     x_BTD, _ = block.add(x_BTD, h_BTD, o_BTD, input_BTP)
     return (x_BTD, _keep(kept, kind, (k_BSKH, v_BSKH))), new
 
@@ -291,6 +304,47 @@ def _layer_inputs(params, cfg, tokens_BT, x_BTD):
   return _bind(*_graph(layers.LayerInputs, cfg), params["layer_inputs"])(tokens_BT, x_BTD)
 
 
+def _attention(cfg, choice: Choice, rows: Rows, dtype) -> dict:
+  """By stack, `run(q_BTNH, k_BTKH, v_BTKH, window)` of attention, o_BTNH."""
+  out, slopes_N = {}, _slopes(cfg)
+  for kind in kinds.kinds(cfg):
+    needs = attention_needs(kind.cfg, choice, rows.segments_BT.shape[1], dtype)
+    backend = choice.backend(needs)
+    prepared = backend.prepare(rows, needs)
+    run = functools.partial(_attend, backend, prepared, needs, slopes_N)
+    out[kind.stack] = run
+  return out
+
+
+def _attend(backend, prepared, needs, slopes_N, q_BTNH, k_BTKH, v_BTKH, window):
+  return attend(backend, q_BTNH, k_BTKH, v_BTKH, prepared, window, needs, slopes_N)
+
+
+def attention_needs(cfg: DecoderConfig, choice: Choice, length: int, dtype) -> Needs:
+  """Of layers of one kind."""
+  return Needs(
+    choice.platform,
+    jnp.dtype(dtype),
+    length,
+    cfg.num_heads,
+    cfg.num_kv_heads,
+    cfg.head_dim,
+    _scoring(cfg),
+    tuple(sorted(set(cfg.windows))),
+    cfg.alibi,
+    choice.max_segments,
+    choice.capability,
+  )
+
+
+def _scoring(cfg) -> Scoring:
+  return Scoring(cfg.query_scale, cfg.attn_softcap)
+
+
+def _slopes(cfg):
+  return jnp.asarray(dense.alibi_slopes(cfg.num_heads), jnp.float32) if cfg.alibi else None
+
+
 def _lenders(cfg) -> list:
   """The kinds whose last layer's keys and values are read by later layers."""
   lenders = {kind.lender for kind in kinds.kinds(cfg)}
@@ -319,8 +373,8 @@ def _with_remat(layer, remat: str):
   assert remat in REMAT, remat
   if remat == "none":
     return layer
-  save = jax.checkpoint_policies.save_only_these_names("attn_out")
-  return jax.checkpoint(layer, policy=None if remat == "full" else save, prevent_cse=False)
+  policy = None if remat == "full" else is_saved
+  return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
 @functools.lru_cache

@@ -7,10 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from mlit_jax import mesh
-from mlit_jax.model import attention, experts
+from mlit_jax.model import experts
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.rope import rotate
 
@@ -97,7 +96,6 @@ class Attention(nnx.Module):
   def __init__(self, cfg: DecoderConfig):
     D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     self.cfg = cfg
-    self.slopes = attention.alibi_slopes(N) if cfg.alibi else None
     self.q_DNH = param((D, N, H), ("embed", "heads", "head_dim"), std=D**-0.5)
     if not cfg.borrows_kv:
       self.k_DKH = param((D, K, H), ("embed", "kv_heads", "head_dim"), std=D**-0.5)
@@ -157,19 +155,8 @@ class Attention(nnx.Module):
       v_BTKH = v_BTKH + _use(self.v_bias_KH, x_BTD.dtype)[None, None]
     return v_BTKH
 
-  def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS, distance_BTS=None):
-    """ALiBi needs the distance."""
-    o_BTNH = attention.attend(
-      q_BTNH,
-      k_BSKH,
-      v_BSKH,
-      mask_BTS,
-      scale=self.cfg.query_scale,
-      softcap=self.cfg.attn_softcap,
-      slopes=self.slopes,
-      distance_BTS=distance_BTS,
-    )
-    o_BTNH = checkpoint_name(o_BTNH, "attn_out")
+  def out(self, o_BTNH):
+    """out_BTD: what the heads read, brought back to the stream."""
     out_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, _use(self.o_NHD, o_BTNH.dtype))
     if self.cfg.out_bias:
       out_BTD = out_BTD + _use(self.o_bias_D, o_BTNH.dtype)[None, None]

@@ -10,6 +10,8 @@ import math
 import jax
 from jax.extend import core as jex
 
+from mlit_jax.loops import marked_turns
+
 
 def product_flops(jaxpr) -> float:
   """FLOPs of all matrix products and convolutions on all devices together; of branches the dearest.
@@ -47,6 +49,8 @@ def _times(eqn) -> float:
   name, params = eqn.primitive.name, eqn.params
   if name == "scan":
     return params["length"]
+  if name == "while":  # without a mark, of turns that nobody knows: one
+    return marked_turns(str(eqn.source_info.name_stack)) or 1
   if name == "shard_map":  # its body is written for one device of those axes
     mesh = params["mesh"]
     return math.prod(mesh.shape[axis] for axis in params.get("manual_axes", mesh.axis_names))

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlit_jax.loops import marked_turns
+
 KINDS = (
   "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
   "collective-broadcast",
@@ -35,7 +37,7 @@ class Collective:
   """One collective of the program, and how often a step runs it."""
 
   kind: str
-  times: int
+  times: float
   payload: float  # bytes of the whole: gathered, to be reduced, or exchanged; once
   near: float  # bytes that a device receives over the links of its host or slice; once
   far: float  # the same over the network between them
@@ -169,10 +171,12 @@ class _Reader:
     places = max(len(set(self.groups[list(g)])) for g in groups)
     return max(len(g) for g in groups), places
 
-  def turns(self, i: _Instruction) -> int:
-    """Of a while loop: as the compiler notes it, else from what its counter is compared with."""
+  def turns(self, i: _Instruction) -> float:
+    """Of a while loop: as the compiler notes it, as its name says, or as what its counter is compared with."""
     if known := re.search(r'known_trip_count"?:?=?\s*\{"?n"?:"?(\d+)', i.rest):
       return int(known[1])
+    if (name := re.search(r'op_name="([^"]*)"', i.rest)) and (marked := marked_turns(name[1])):
+      return marked
     condition = self.computations.get(_called(i.rest, "condition"), [])
     bounds = {
       int(m[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mlit_jax import mesh as meshes
+from mlit_jax.attention import cudnn
+from mlit_jax.attention.choice import Choice
 from mlit_jax.batch import Batch, empty_batch
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.planning.arithmetic import product_flops
@@ -51,10 +54,10 @@ class Compiled:
 
 
 def compile_step(
-  c, cfg: DecoderConfig, mesh: Mesh, topology: Topology, num_languages: int
+  c, cfg: DecoderConfig, mesh: Mesh, topology: Topology, num_languages: int, max_segments: int = 0
 ) -> Compiled:
-  """Compile the step of this config for these devices."""
-  traced, state, batch = _trace(c, cfg, mesh, num_languages)
+  """Compile the step of this config for these devices. max_segments: examples of a row at most."""
+  traced, state, batch = _trace(c, cfg, mesh, num_languages, max_segments)
   sizes = {
     "params": device_bytes(state.params),
     "optimizer": device_bytes((state.step, state.opt_state)),
@@ -83,10 +86,18 @@ def written_flops(c, cfg: DecoderConfig, mesh: Mesh) -> float:
   return product_flops(_trace(c, cfg, mesh, 1)[0].jaxpr)
 
 
-def _trace(c, cfg, mesh, num_languages):
-  stepping = make_stepping(c, cfg, mesh, total_steps=STEPS, num_languages=num_languages)
+def _trace(c, cfg, mesh, num_languages, max_segments=0):
+  stepping = make_stepping(
+    c,
+    cfg,
+    mesh,
+    total_steps=STEPS,
+    num_languages=num_languages,
+    max_segments=max_segments,
+  )
   state, batch = stepping.state_shapes(), batch_shapes(c.batch.rows, c.batch.max_length, mesh)
-  with jax.set_mesh(mesh):
+  capability = Choice.on(mesh).capability
+  with jax.set_mesh(mesh), cudnn.ahead_of_time(capability) if capability else nullcontext():
     return stepping.train_step.trace(state, batch), state, batch
 
 

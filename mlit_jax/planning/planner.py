@@ -40,11 +40,14 @@ def make_plan(
   checks.check_mesh(c, mesh)
   groups = dict(zip((d.id for d in topology.devices), topology.groups, strict=True))
   groups = [groups[d.id] for d in mesh.devices.flat]
-  compiled = _compile(c, cfg, mesh, topology)
+  compile_choice = functools.partial(
+    _compile, cfg=cfg, mesh=mesh, topology=topology, mean_segment=mean_segment
+  )
+  compiled = compile_choice(c)
   figures = _describe(c, cfg, topology, mesh, compiled, mean_segment)
   figures |= _program_figures(c, cfg, topology, groups, compiled, figures)
   if most:
-    figures["search"] = _search(c, cfg, mesh, topology, compiled, most, say)
+    figures["search"] = _search(c, cfg, mesh, topology, compile_choice, compiled, most, say)
   figures["advice"] = _advice(c, cfg, topology, mesh, figures)
   return figures
 
@@ -54,9 +57,17 @@ def global_rows(c, mesh: Mesh, rows_per_device: int) -> int:
   return rows_per_device * meshes.batch_shards(mesh) * c.batch.microbatches
 
 
-def _compile(c, cfg: DecoderConfig, mesh: Mesh, topology: Topology) -> Compiled:
+def _compile(c, cfg: DecoderConfig, mesh: Mesh, topology: Topology, mean_segment: int) -> Compiled:
   languages = len(c.data.train) if isinstance(c.data.train, Mapping) else 1
-  return compile_step(c, cfg, mesh, topology, num_languages=max(1, languages))
+  usual = len(row_segments(c.batch.max_length, mean_segment, packed=c.batch.packing))
+  return compile_step(
+    c,
+    cfg,
+    mesh,
+    topology,
+    num_languages=max(1, languages),
+    max_segments=1 if usual == 1 else 2 * usual,
+  )
 
 
 def _describe(c, cfg, topology, mesh, compiled, mean_segment) -> dict:
@@ -115,7 +126,7 @@ def row_segments(length: int, mean: int, *, packed: bool) -> list[int]:
   return [mean] * whole + [rest] * (rest > 0) if packed else [mean]
 
 
-def _search(c, cfg, mesh, topology, compiled, most, say) -> dict:
+def _search(c, cfg, mesh, topology, compile_choice, compiled, most, say) -> dict:
   """The most rows that fit, for each way to recompute, from the one that computes least."""
 
   def with_choice(remat: str, rows: int):
@@ -124,7 +135,7 @@ def _search(c, cfg, mesh, topology, compiled, most, say) -> dict:
     return other
 
   def measure(remat: str, rows: int) -> tuple[int, bool]:
-    found = _compile(with_choice(remat, rows), cfg, mesh, topology)
+    found = compile_choice(with_choice(remat, rows))
     fits = report.fits(found, topology)
     say(
       f"tried remat {remat}, {rows} rows a device: {'fits' if fits else 'does not fit'} ({found.seconds:.0f} s)"

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from mlit_jax import mesh
 from mlit_jax.head import Head, multiply, scale_and_cap
+from mlit_jax.loops import run_loop
 
 # Besides a number of tokens, what a chunk may be for whoever calls: usual_chunk, or the plain loss.
 AUTOMATIC, PLAIN = 0, -1
@@ -202,7 +203,7 @@ def _differentiate(how: _How, x_BTD, kernel, targets_BT, weights_BT) -> _Gradien
     jnp.zeros((N, D), x_BTD.dtype),
     jnp.zeros(whole.shape, jnp.float32),
   )
-  loss, nll_N, dx_ND, dkernel = jax.lax.fori_loop(0, chunks.loops, add, zeros)
+  loss, nll_N, dx_ND, dkernel = run_loop(0, chunks.loops, add, zeros, about=N // how.chunk)
   return _Gradients(
     _sum_over(how.tokens, loss),
     _put_back(chunks, nll_N, weights_BT),
@@ -228,7 +229,7 @@ def _score_tokens(how: _How, x_BTD, kernel, targets_BT, weights_BT) -> _Scores:
     return loss, _put(nll_N, nll_C, i), best_N
 
   zeros = jnp.zeros(()), jnp.zeros(N), jnp.zeros(N, jnp.int32) if how.best else None
-  loss, nll_N, best_N = jax.lax.fori_loop(0, chunks.loops, add, zeros)
+  loss, nll_N, best_N = run_loop(0, chunks.loops, add, zeros, about=N // how.chunk)
   best_BT = _put_back(chunks, best_N, weights_BT) if how.best else None
   return _Scores(_sum_over(how.tokens, loss), _put_back(chunks, nll_N, weights_BT), best_BT)
 

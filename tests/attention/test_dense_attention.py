@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlit_jax.model import attention, decoder
+from mlit_jax.attention import dense
+from mlit_jax.attention.scoring import Scoring
+from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 
 
@@ -21,7 +23,7 @@ from mlit_jax.model.config import DecoderConfig
   ],
 )
 def test_slopes_are_those_of_the_paper(num_heads, exponents):
-  assert attention.alibi_slopes(num_heads) == pytest.approx([2.0**-e for e in exponents])
+  assert dense.alibi_slopes(num_heads) == pytest.approx([2.0**-e for e in exponents])
 
 
 def test_a_score_is_less_by_slope_times_distance(assert_close):
@@ -31,11 +33,11 @@ def test_a_score_is_less_by_slope_times_distance(assert_close):
   q, k, v = (rng.standard_normal((B, T, heads, H)).astype(np.float32) for heads in (N, K, K))
   segments_BT = np.array([[1] * 5 + [2] * 4, [1] * 2 + [2] * 7])
   positions_BT = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 0, 1, 2, 3, 4, 5, 6]])
-  mask_BTT = attention.visible(positions_BT, positions_BT, segments_BT, segments_BT, 0)
-  slopes = attention.alibi_slopes(N)
-  distance_BTT = jnp.asarray(attention.distance(positions_BT, positions_BT))
-  found = attention.attend(
-    q, k, v, mask_BTT, scale=0.3, softcap=None, slopes=slopes, distance_BTS=distance_BTT
+  mask_BTT = dense.visible(positions_BT, positions_BT, segments_BT, segments_BT, 0)
+  slopes = dense.alibi_slopes(N)
+  distance_BTT = jnp.asarray(dense.distance(positions_BT, positions_BT))
+  found = dense.attend(
+    q, k, v, mask_BTT, scoring=Scoring(0.3), slopes_N=jnp.array(slopes), distance_BTS=distance_BTT
   )
   expected = np.zeros((B, T, N, H))
   for b, t, n in np.ndindex(B, T, N):

@@ -1,9 +1,12 @@
-"""Attention: the plain reference, on every platform."""
+"""Attention with all scores at once: the plain reference, on every platform, and what decoding uses."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from mlit_jax.attention.scoring import SAVED, Rows, Scoring
 
 NEVER = -1e30  # finite: a row of padding must not turn into NaN
 
@@ -38,14 +41,13 @@ def attend(
   v_BSKH,
   mask_BTS,
   *,
-  scale: float,
-  softcap: float | None,
-  slopes: tuple[float, ...] | None = None,
+  scoring: Scoring,
+  slopes_N=None,
   distance_BTS=None,
 ) -> jax.Array:
   """Grouped-query attention, o_BTNH. Scores and softmax are float32: bfloat16 loses the tail.
 
-  With `slopes`, one per query head, a score is less by its head's slope times `distance_BTS` (ALiBi).
+  With slopes a score is less by its head's slope times `distance_BTS` (ALiBi).
 
   Query head n reads kv head n // G, as in the Hugging Face implementations. Heads are brought to the
   front so that both products are plain batched matrix products, and the division by the softmax's sum
@@ -54,16 +56,16 @@ def attend(
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   G = N // K
-  q_BTKGH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, G, H)
+  q_BTKGH = (q_BTNH * jnp.asarray(scoring.scale, q_BTNH.dtype)).reshape(B, T, K, G, H)
   q_BKRH = q_BTKGH.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)  # R rows: G heads, T positions
   k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
   scores_BKRS = jnp.matmul(q_BKRH, k_BKHS, preferred_element_type=jnp.float32)
-  if softcap is not None:
-    scores_BKRS = softcap * jnp.tanh(scores_BKRS / softcap)
+  if scoring.softcap is not None:
+    scores_BKRS = scoring.softcap * jnp.tanh(scores_BKRS / scoring.softcap)
   bias_BTS = jnp.where(mask_BTS, 0.0, NEVER)  # NEVER swallows any score it is added to
   scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S) + bias_BTS[:, None, None]
-  if slopes is not None:
-    slopes_KG11 = jnp.asarray(slopes, jnp.float32).reshape(K, G, 1, 1)
+  if slopes_N is not None:
+    slopes_KG11 = slopes_N.astype(jnp.float32).reshape(K, G, 1, 1)
     scores_BKGTS -= slopes_KG11[None] * distance_BTS[:, None, None].astype(jnp.float32)
   top_BKGT1 = jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True))
   weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
@@ -72,3 +74,21 @@ def attend(
   o_BKRH = jnp.matmul(weights_BKRS, v_BKSH, preferred_element_type=jnp.float32)
   o_BKGTH = (o_BKRH.reshape(B, K, G, T, H) / total_BKGT1).astype(v_BKSH.dtype)
   return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def attend_rows(
+  q_BTNH, k_BTKH, v_BTKH, rows: Rows, window, scoring: Scoring, slopes_N=None
+) -> jax.Array:
+  """o_BTNH of packed rows: the interface of all backends."""
+  of_rows = (rows.positions_BT,) * 2 + (rows.segments_BT,) * 2
+  distance_BTT = None if slopes_N is None else distance(*of_rows[:2])
+  o_BTNH = attend(
+    q_BTNH,
+    k_BTKH,
+    v_BTKH,
+    visible(*of_rows, window),
+    scoring=scoring,
+    slopes_N=slopes_N,
+    distance_BTS=distance_BTT,
+  )
+  return checkpoint_name(o_BTNH, SAVED)

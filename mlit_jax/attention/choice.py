@@ -1,0 +1,150 @@
+"""Which backend computes attention: the one that is asked for, or the fastest that can."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mlit_jax import mesh
+from mlit_jax.attention import chunked, dense
+from mlit_jax.attention.scoring import Rows, Scoring
+from mlit_jax.errors import UserError
+
+AUTO = "auto"
+
+
+class Needs(NamedTuple):
+  """What the layers of a kind ask of attention, all known before anything is computed."""
+
+  platform: str  # "cpu", "gpu" or "tpu"
+  dtype: jnp.dtype
+  length: int  # tokens of a row
+  heads: int
+  kv_heads: int
+  head_dim: int
+  scoring: Scoring
+  windows: tuple[int, ...] = (0,)  # of all layers of the kind; 0: none
+  has_slopes: bool = False
+  max_segments: int = 0  # examples that a row holds at most; 0: not known
+  capability: str = ""  # of an NVIDIA GPU: "9.0"
+
+
+class Backend(NamedTuple):
+  """One way to compute attention."""
+
+  name: str
+  # Why it cannot do what is needed, "" if it can. Nothing is imported where the platform is the reason.
+  refusal: Callable[[Needs], str]
+  # (rows, needs) -> what `run` gets, once for all layers: arrays, rows first.
+  prepare: Callable[[Rows, Needs], object]
+  # (q_BTNH, k_BTKH, v_BTKH, prepared, window, needs, slopes_N) -> o_BTNH; window is an array.
+  run: Callable
+  in_shards: bool = True  # whether each device runs it on its own rows and heads
+
+
+def _can_all(needs: Needs) -> str:
+  return ""
+
+
+def _run_dense(q, k, v, rows, window, needs: Needs, slopes_N):
+  return dense.attend_rows(q, k, v, rows, window, needs.scoring, slopes_N)
+
+
+def _run_chunked(q, k, v, rows, window, needs: Needs, slopes_N):
+  # A CPU's cores have all they want in one block, and rows differ in what they need not visit.
+  on_cpu = needs.platform == "cpu"
+  return chunked.attend(
+    q, k, v, rows, window, needs.scoring, slopes_N, block=128 if on_cpu else 512, by_row=on_cpu
+  )
+
+
+def _adapter(name: str, platform: str) -> Backend:
+  """A backend whose kernels are for one platform, in the module of its name, imported when it is asked for."""
+
+  def load():
+    return importlib.import_module(f"mlit_jax.attention.{name}")
+
+  def refusal(needs: Needs) -> str:
+    if needs.platform != platform:
+      return f"it is for {platform.upper()}, not for {needs.platform.upper()}"
+    return load().refusal(needs)
+
+  return Backend(
+    name,
+    refusal,
+    lambda rows, needs: load().prepare(rows, needs),
+    lambda *args: load().run(*args),
+  )
+
+
+BACKENDS = {
+  backend.name: backend
+  for backend in (
+    Backend("xla", _can_all, lambda rows, needs: rows, _run_dense, in_shards=False),
+    Backend("xla_chunked", _can_all, lambda rows, needs: rows, _run_chunked),
+    _adapter("cudnn", "gpu"),
+  )
+}
+NAMES = (AUTO, *BACKENDS)
+# From the fastest on. Shorter rows than this are faster all at once on CPU (docs/performance.md).
+_ORDER = {
+  "cpu": ("xla_chunked",),
+  "gpu": ("cudnn", "xla_chunked"),
+  "tpu": ("xla_chunked",),
+}
+_SHORT = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """model.attention, and for which devices."""
+
+  name: str = "xla"
+  platform: str = "cpu"
+  max_segments: int = 0
+  capability: str = ""
+
+  @classmethod
+  def on(cls, of: Mesh, name: str = AUTO, max_segments: int = 0) -> Choice:
+    """For the devices of this mesh, which need not be here."""
+    capability = str(getattr(of.devices.flat[0], "compute_capability", "") or "")
+    return cls(name, mesh.platform(of), max_segments, capability)
+
+  def backend(self, needs: Needs) -> Backend:
+    """UserError: the named one cannot."""
+    if self.name == AUTO:
+      return self._fastest(needs)
+    backend = BACKENDS[self.name]
+    if reason := backend.refusal(needs):
+      raise UserError(
+        f"model.attention is {self.name!r}, which cannot compute this model's attention: {reason}. "
+        f"{self._fastest(needs).name!r} can, and is what 'auto' takes."
+      )
+    return backend
+
+  def _fastest(self, needs: Needs) -> Backend:
+    if needs.length <= _SHORT:
+      return BACKENDS["xla"]
+    order = _ORDER.get(needs.platform, ("xla",))
+    return next(BACKENDS[name] for name in order if not BACKENDS[name].refusal(needs))
+
+
+PLAIN = Choice()
+
+
+def attend(backend: Backend, q_BTNH, k_BTKH, v_BTKH, prepared, window, needs: Needs, slopes_N=None):
+  """o_BTNH, on any mesh."""
+  window = jnp.asarray(window, jnp.int32)
+  if not backend.in_shards or mesh.is_one_device():
+    return backend.run(q_BTNH, k_BTKH, v_BTKH, prepared, window, needs, slopes_N)
+
+  def here(q, k, v, prepared, window, slopes_N):
+    local = needs._replace(heads=q.shape[2], kv_heads=k.shape[2])
+    return backend.run(q, k, v, prepared, window, local, slopes_N)
+
+  return mesh.by_head(here, q_BTNH, k_BTKH, v_BTKH, prepared, window, slopes_N)

@@ -1,0 +1,256 @@
+"""Attention block by block, in plain XLA: scores of a few queries and keys at a time, never of a whole row.
+
+Blocks of keys that no query of a block sees are not visited: those after it, before its segments, outside
+its window. So packed rows of short examples cost what the examples cost (as FlashAttention 2 with variable
+lengths, Dao 2023, of whose forward and backward passes these are written down).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from mlit_jax.attention.scoring import SAVED, Rows, Scoring
+from mlit_jax.loops import run_loop
+
+# Finite, as inf - inf is nan; and a masked score lies below any maximum that a block begins with.
+_MASKED, _LOWEST = -2e30, -1e30
+
+
+class _Seen(NamedTuple):
+  """Which keys the queries see; int32, S a multiple of the block."""
+
+  segments_BS: jax.Array
+  first_BS: jax.Array  # where the segment of each token begins
+  window: jax.Array  # 0: none
+  start: jax.Array  # which token of the row is the first query
+
+
+class _How(NamedTuple):
+  scoring: Scoring
+  block: int
+  by_row: bool  # row after row, each with its own bounds; else all rows in step
+
+
+def attend(
+  q_BTNH,
+  k_BSKH,
+  v_BSKH,
+  rows: Rows,
+  window,
+  scoring: Scoring,
+  slopes_N=None,
+  *,
+  block: int,
+  by_row: bool,
+  start=0,
+) -> jax.Array:
+  """o_BTNH. window: int32, 0 is none. `rows` tells of the keys; of them the queries are T from `start` on.
+
+  slopes_N: per head, what a token of distance costs (ALiBi). No gradient goes to them.
+  """
+  B, T, N, H = q_BTNH.shape
+  S, K = k_BSKH.shape[1:3]
+  block = min(block, -(-T // 8) * 8) if T == S else math.gcd(block, T)
+  how = _How(scoring, block, by_row)
+  q_BKGTH = (q_BTNH * jnp.asarray(scoring.scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
+  q_BKGTH = _pad(q_BKGTH.transpose(0, 2, 3, 1, 4), 3, block)
+  k_BKSH, v_BKSH = (_pad(x.transpose(0, 2, 1, 3), 2, block) for x in (k_BSKH, v_BSKH))
+  segments_BS = _pad(rows.segments_BT, 1, block)
+  window, start = jnp.asarray(window, jnp.int32), jnp.asarray(start, jnp.int32)
+  seen = _Seen(segments_BS, _first(segments_BS), window, start)
+  slopes_KG = None if slopes_N is None else slopes_N.astype(jnp.float32).reshape(K, N // K)
+  o_BKGTH = _attend(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG)
+  return o_BKGTH[:, :, :, :T].transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _pad(x, axis: int, block: int):
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, -x.shape[axis] % block)
+  return jnp.pad(x, widths)
+
+
+def _first(segments_BS) -> jax.Array:
+  at_BS = jnp.broadcast_to(jnp.arange(segments_BS.shape[1], dtype=jnp.int32), segments_BS.shape)
+  begins_BS = jnp.pad(
+    segments_BS[:, 1:] != segments_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True
+  )
+  return jax.lax.cummax(jnp.where(begins_BS, at_BS, 0), axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(how: _How, q_BKGTH, k_BKSH, v_BKSH, seen: _Seen, slopes_KG):
+  return _forward(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG)[0]
+
+
+def _forward(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG):
+  run = functools.partial(_forward_rows, how, slopes_KG)
+  found = _over_rows(how, run, seen, (q_BKGTH, k_BKSH, v_BKSH))
+  o_BKGTH, log_z_BKGT = (checkpoint_name(x, SAVED) for x in found)
+  return o_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG, o_BKGTH, log_z_BKGT)
+
+
+def _backward(how, kept, do_BKGTH):
+  q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG, o_BKGTH, log_z_BKGT = kept
+  # What the softmax's division adds to every gradient of a score (FlashAttention 2, algorithm 2, D).
+  shift_BKGT = jnp.sum(do_BKGTH.astype(jnp.float32) * o_BKGTH.astype(jnp.float32), axis=-1)
+  run = functools.partial(_backward_rows, how, slopes_KG)
+  rows = (q_BKGTH, k_BKSH, v_BKSH, do_BKGTH, log_z_BKGT, shift_BKGT)
+  return (*_over_rows(how, run, seen, rows), None, None)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _over_rows(how: _How, run, seen: _Seen, arrays):
+  """`run(seen, *arrays)`; or of one row after the other, where a processor has no use for more at once."""
+  if not how.by_row or len(arrays[0]) == 1:
+    return run(seen, *arrays)
+
+  def one(row):
+    of_row, arrays = jax.tree.map(lambda x: x[None], row)
+    return jax.tree.map(lambda x: x[0], run(seen._replace(**of_row), *arrays))
+
+  of_rows = {"segments_BS": seen.segments_BS, "first_BS": seen.first_BS}
+  return jax.lax.map(one, (of_rows, arrays))
+
+
+def _forward_rows(how: _How, slopes_KG, seen: _Seen, q_BKGTH, k_BKSH, v_BKSH):
+  B, K, G, T, H = q_BKGTH.shape
+  first, last = _bounds(how, seen, T)
+
+  def queries(_, i):
+    q_BKRH = _block(q_BKGTH, i, how.block, 3).reshape(B, K, -1, H)
+
+    def keys(j, carry):
+      o_BKRH, top_BKR1, total_BKR1 = carry
+      k_BKCH, v_BKCH = (_block(x, j, how.block, 2) for x in (k_BKSH, v_BKSH))
+      scores_BKRC, _ = _scores(how, slopes_KG, seen, q_BKRH, k_BKCH, i, j)
+      new_top_BKR1 = jnp.maximum(top_BKR1, jnp.max(scores_BKRC, axis=-1, keepdims=True))
+      weights_BKRC = jnp.exp(scores_BKRC - new_top_BKR1)
+      shrink_BKR1 = jnp.exp(top_BKR1 - new_top_BKR1)
+      o_BKRH = o_BKRH * shrink_BKR1 + _matmul(weights_BKRC.astype(v_BKCH.dtype), v_BKCH)
+      total_BKR1 = total_BKR1 * shrink_BKR1 + jnp.sum(weights_BKRC, axis=-1, keepdims=True)
+      return o_BKRH, new_top_BKR1, total_BKR1
+
+    column = (B, K, G * how.block, 1)
+    empty = jnp.zeros((*column[:-1], H)), jnp.full(column, _LOWEST), jnp.zeros(column)
+    o_BKRH, top_BKR1, total_BKR1 = run_loop(
+      first[i], last[i], keys, empty, about=_about(seen, how.block)
+    )
+    sees_BKR1 = total_BKR1 > 0
+    o_BKRH = jnp.where(sees_BKR1, o_BKRH / jnp.where(sees_BKR1, total_BKR1, 1.0), 0.0)
+    log_z_BKR1 = jnp.where(sees_BKR1, top_BKR1 + jnp.log(total_BKR1), -_LOWEST)
+    shape = (B, K, G, how.block)
+    return None, (o_BKRH.astype(v_BKSH.dtype).reshape(*shape, H), log_z_BKR1.reshape(shape))
+
+  _, (o_iBKGCH, log_z_iBKGC) = jax.lax.scan(queries, None, jnp.arange(T // how.block))
+  return _join(o_iBKGCH), _join(log_z_iBKGC)
+
+
+def _backward_rows(
+  how: _How, slopes_KG, seen: _Seen, q_BKGTH, k_BKSH, v_BKSH, do_BKGTH, log_z_BKGT, shift_BKGT
+):
+  B, K, G, T, H = q_BKGTH.shape
+  first, last = _bounds(how, seen, T)
+
+  def queries(carry, i):
+    q_BKRH, do_BKRH = (_block(x, i, how.block, 3).reshape(B, K, -1, H) for x in (q_BKGTH, do_BKGTH))
+    log_z_BKR1, shift_BKR1 = (
+      _block(x, i, how.block, 3).reshape(B, K, -1, 1) for x in (log_z_BKGT, shift_BKGT)
+    )
+
+    def keys(j, carry):
+      dq_BKRH, dk_BKSH, dv_BKSH = carry
+      k_BKCH, v_BKCH = (_block(x, j, how.block, 2) for x in (k_BKSH, v_BKSH))
+      scores_BKRC, growth_BKRC = _scores(how, slopes_KG, seen, q_BKRH, k_BKCH, i, j)
+      weights_BKRC = jnp.exp(scores_BKRC - log_z_BKR1)
+      dweights_BKRC = _matmul(do_BKRH, v_BKCH.swapaxes(2, 3))
+      dscores_BKRC = weights_BKRC * (dweights_BKRC - shift_BKR1)
+      if growth_BKRC is not None:
+        dscores_BKRC *= growth_BKRC
+      dscores_BKRC = dscores_BKRC.astype(q_BKRH.dtype)
+      weights_BKRC = weights_BKRC.astype(do_BKRH.dtype)
+      dq_BKRH += _matmul(dscores_BKRC, k_BKCH)
+      dk_BKSH = _add(dk_BKSH, _matmul(dscores_BKRC.swapaxes(2, 3), q_BKRH), j)
+      dv_BKSH = _add(dv_BKSH, _matmul(weights_BKRC.swapaxes(2, 3), do_BKRH), j)
+      return dq_BKRH, dk_BKSH, dv_BKSH
+
+    empty = (jnp.zeros(q_BKRH.shape), *carry)
+    dq_BKRH, *carry = run_loop(first[i], last[i], keys, empty, about=_about(seen, how.block))
+    return tuple(carry), dq_BKRH.astype(q_BKGTH.dtype).reshape(B, K, G, how.block, H)
+
+  none = jnp.zeros(k_BKSH.shape), jnp.zeros(v_BKSH.shape)
+  (dk_BKSH, dv_BKSH), dq_iBKGCH = jax.lax.scan(queries, none, jnp.arange(T // how.block))
+  return _join(dq_iBKGCH), dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype)
+
+
+def _bounds(how: _How, seen: _Seen, T: int):
+  """first_i, last_i: the blocks of keys that each block of queries sees, in any of the rows."""
+  S = seen.segments_BS.shape[1]
+  at_T = seen.start + jnp.arange(T, dtype=jnp.int32)
+  segments_BT, first_BT = (
+    jax.lax.dynamic_slice_in_dim(x, seen.start, T, axis=1)
+    for x in (seen.segments_BS, seen.first_BS)
+  )
+  begins_T = jnp.where(seen.window > 0, at_T - seen.window + 1, 0)
+  is_live_BT = segments_BT > 0
+  from_BT = jnp.where(is_live_BT, jnp.maximum(first_BT, begins_T[None]), S)
+  to_BT = jnp.where(is_live_BT, at_T[None] + 1, 0)
+  from_i = jnp.min(from_BT.reshape(-1, T // how.block, how.block), axis=(0, 2))
+  to_i = jnp.max(to_BT.reshape(-1, T // how.block, how.block), axis=(0, 2))
+  return from_i // how.block, -(-to_i // how.block)
+
+
+def _scores(how: _How, slopes_KG, seen: _Seen, q_BKRH, k_BKCH, i, j):
+  """scores_BKRC, and by how much a score grows with what is inside the soft cap; None without one."""
+  B, K, R, _ = q_BKRH.shape
+  C, softcap = how.block, how.scoring.softcap
+  scores_BKRC, growth_BKRC = _matmul(q_BKRH, k_BKCH.swapaxes(2, 3)), None
+  if softcap is not None:
+    bent_BKRC = jnp.tanh(scores_BKRC / softcap)
+    scores_BKRC, growth_BKRC = softcap * bent_BKRC, 1 - jnp.square(bent_BKRC)
+  at_C = jnp.arange(C, dtype=jnp.int32)
+  distance_CC = (seen.start + i * C + at_C)[:, None] - (j * C + at_C)[None]
+  near_CC = (distance_CC >= 0) & ((distance_CC < seen.window) | (seen.window == 0))
+  of_q_BC = jax.lax.dynamic_slice_in_dim(seen.segments_BS, seen.start + i * C, C, axis=1)
+  of_k_BC = _block(seen.segments_BS, j, C, 1)
+  is_live_BC = of_q_BC > 0  # of the same segment is then no padding either
+  sees_BCC = near_CC[None] & (of_q_BC[:, :, None] == of_k_BC[:, None]) & is_live_BC[:, :, None]
+  scores_BKGCC = scores_BKRC.reshape(B, K, -1, C, C)
+  if slopes_KG is not None:
+    cost_CC = distance_CC.astype(jnp.float32)
+    scores_BKGCC -= slopes_KG[None, :, :, None, None] * cost_CC[None, None, None]
+  scores_BKGCC = jnp.where(sees_BCC[:, None, None], scores_BKGCC, _MASKED)
+  return scores_BKGCC.reshape(B, K, R, C), growth_BKRC
+
+
+def _about(seen: _Seen, block: int) -> float:
+  """Blocks of keys that a block of queries sees on average in a row of one segment."""
+  return (seen.segments_BS.shape[1] // block + 1) / 2
+
+
+def _matmul(a, b):
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _block(x, i, block: int, axis: int):
+  return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=axis)
+
+
+def _add(x_BKSH, x_BKCH, j):
+  """In place."""
+  at, size = j * x_BKCH.shape[2], x_BKCH.shape[2]
+  old_BKCH = jax.lax.dynamic_slice_in_dim(x_BKSH, at, size, axis=2)
+  return jax.lax.dynamic_update_slice_in_dim(x_BKSH, old_BKCH + x_BKCH, at, axis=2)
+
+
+def _join(x_iBKGC):
+  """[blocks, B, K, G, block, ...] -> [B, K, G, T, ...]"""
+  x_BKGiC = jnp.moveaxis(x_iBKGC, 0, 3)
+  return x_BKGiC.reshape(*x_BKGiC.shape[:3], -1, *x_BKGiC.shape[5:])

@@ -1,0 +1,144 @@
+"""Attention in blocks beside the plain reference, forward and backward."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlit_jax import mesh as meshes
+from mlit_jax.attention import chunked, dense
+from mlit_jax.attention.choice import BACKENDS, attend
+from mlit_jax.attention.scoring import Rows
+from tests.attention import cases
+
+
+def chunked_run(rows, window, needs, slopes_N=None, *, block=16, by_row=True, **rest):
+  return lambda q, k, v: chunked.attend(
+    q, k, v, rows, window, needs.scoring, slopes_N, block=block, by_row=by_row, **rest
+  )
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize(
+  "length, mean, window, softcap, slopes",
+  [
+    (64, 64, 0, None, False),
+    (67, 9, 0, None, False),  # no multiple of anything; many segments a block
+    (96, 40, 5, None, False),  # a window within a block
+    (96, 40, 37, 3.0, False),  # one over several blocks, soft-capped
+    (40, 30, 0, 2.0, False),
+    (50, 25, 0, None, True),
+    (9, 4, 3, 1.0, True),  # less than a block
+  ],
+)
+def test_equals_the_plain_attention(length, mean, window, softcap, slopes, by_row):
+  rows = cases.packed_rows(3, length, mean)
+  qkv = cases.random_qkv(3, length, 6, 3, 8)
+  slopes_N = jnp.asarray(dense.alibi_slopes(6)) if slopes else None
+  needs = cases.needs_of(*qkv[:2], softcap=softcap)
+  expected = cases.output_and_gradients(cases.reference(rows, window, needs, slopes_N), qkv, rows)
+  run = chunked_run(rows, jnp.int32(window), needs, slopes_N, by_row=by_row)
+  found = jax.jit(lambda *qkv: cases.output_and_gradients(run, qkv, rows))(*qkv)
+  assert cases.worst_difference(found, expected) < 2e-6
+
+
+@pytest.mark.parametrize("head_dim, groups", [*itertools.product((64, 80, 96, 128, 256), (1, 4))])
+def test_head_sizes_and_groups(head_dim, groups):
+  rows = cases.packed_rows(1, 48, 20)
+  qkv = cases.random_qkv(1, 48, 4, 4 // groups, head_dim)
+  needs = cases.needs_of(*qkv[:2])
+  expected = cases.output_and_gradients(cases.reference(rows, 0, needs), qkv, rows)
+  found = cases.output_and_gradients(chunked_run(rows, 0, needs), qkv, rows)
+  assert cases.worst_difference(found, expected) < 2e-6
+
+
+def test_bfloat16_stays_within_its_rounding():
+  """As the plain attention does, beside float32 of the same numbers."""
+  rows, qkv = cases.packed_rows(2, 64, 20), cases.random_qkv(2, 64, 4, 2, 16, dtype=jnp.bfloat16)
+  needs = cases.needs_of(*qkv[:2])
+  plain = cases.reference(rows, 0, needs)
+  exact = cases.output_and_gradients(plain, [x.astype(jnp.float32) for x in qkv], rows)
+  for run in (chunked_run(rows, 0, needs), plain):
+    found = cases.output_and_gradients(run, qkv, rows)
+    assert cases.worst_difference(found, exact) < 2**-7
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_nothing_leaks_between_segments(by_row):
+  """Another segment's values change: outputs and gradients of all others keep their bits."""
+  rows = cases.packed_rows(2, 80, 13)
+  qkv = cases.random_qkv(2, 80, 4, 2, 8)
+  changed = rows.segments_BT == 3
+  others = ~changed[:, :, None, None]
+  other_qkv = [jnp.where(others, x, 5 - x) for x in qkv]
+  run = chunked_run(rows, 0, cases.needs_of(*qkv[:2]), by_row=by_row)
+  both = [cases.output_and_gradients(run, of, rows) for of in (qkv, other_qkv)]
+  for a, b in zip(*both, strict=True):
+    np.testing.assert_array_equal(jnp.where(others, a, 0), jnp.where(others, b, 0))
+    assert not jnp.array_equal(a, b)
+
+
+def test_padding_gives_finite_numbers_and_takes_no_gradient():
+  rows, qkv = cases.packed_rows(2, 60, 15), cases.random_qkv(2, 60, 2, 2, 8)
+  run = chunked_run(rows, 0, cases.needs_of(*qkv[:2]))
+  o = run(*qkv)
+  grads = jax.grad(lambda q, k, v: jnp.sum(run(q, k, v) ** 2), argnums=(0, 1, 2))(*qkv)
+  padding = (rows.segments_BT == 0)[:, :, None, None]
+  assert padding.any()
+  for x in (o, *grads):
+    np.testing.assert_array_equal(jnp.where(padding, x, 0), 0)
+    assert jnp.isfinite(x).all()
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_queries_from_the_middle_of_a_row(window):
+  """A part of the queries with all keys: what a device has that holds a part of a long row."""
+  rows, (q, k, v) = cases.packed_rows(2, 64, 30), cases.random_qkv(2, 64, 4, 2, 8)
+  needs = cases.needs_of(q, k)
+  whole = cases.reference(rows, window, needs)(q, k, v)
+  for start in (0, 24, 40):
+    run = chunked_run(rows, window, needs, start=start)
+    part = rows.segments_BT[:, start : start + 24, None, None] > 0
+    found = run(q[:, start : start + 24], k, v)
+    np.testing.assert_allclose(
+      jnp.where(part, found, 0), jnp.where(part, whole[:, start : start + 24], 0), atol=2e-6
+    )
+
+
+def test_blocks_that_nothing_sees_are_not_visited():
+  """Their keys are not numbers, and no result is touched: 0 * nan would be nan."""
+  segments = jnp.repeat(jnp.arange(1, 5, dtype=jnp.int32), 16)[None]
+  rows = Rows(jnp.tile(jnp.arange(16, dtype=jnp.int32), 4)[None], segments)
+  q, k, v = cases.random_qkv(1, 64, 2, 2, 8)
+  run = chunked_run(rows, 0, cases.needs_of(q, k))
+  poisoned = (jnp.where(segments[:, :, None, None] == 2, jnp.nan, x) for x in (k, v))
+  found, expected = run(q, *poisoned), run(q, k, v)
+  kept = np.asarray(segments[0] != 2)
+  np.testing.assert_array_equal(found[:, kept], expected[:, kept])
+
+
+@pytest.mark.parametrize(
+  "shape, heads, kv_heads",
+  [
+    ((2, 2, 2), 4, 2),
+    ((1, 8, 1), 2, 1),
+    ((1, 2, 4), 8, 2),  # two devices read one kv head
+    ((1, 2, 4), 12, 2),  # three query heads a device, of one kv head
+    ((1, 2, 4), 12, 3),  # and of two kv heads
+    ((2, 1, 4), 4, 1),
+    ((1, 1, 8), 6, 2),  # heads that the mesh does not divide
+  ],
+)
+def test_a_mesh_gives_the_numbers_of_one_device(shape, heads, kv_heads):
+  data, fsdp, tensor = shape
+  mesh = meshes.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+  rows, qkv = cases.packed_rows(8, 32, 12), cases.random_qkv(8, 32, heads, kv_heads, 8)
+  slopes_N = jnp.asarray(dense.alibi_slopes(heads))
+  needs = cases.needs_of(*qkv[:2], slopes_N=slopes_N)
+  expected = cases.output_and_gradients(cases.reference(rows, 7, needs, slopes_N), qkv, rows)
+  run = lambda q, k, v: attend(BACKENDS["xla_chunked"], q, k, v, rows, 7, needs, slopes_N)  # noqa: E731
+  with jax.set_mesh(mesh):
+    found = jax.jit(lambda *qkv: cases.output_and_gradients(run, qkv, rows))(*qkv)
+  assert cases.worst_difference(jax.device_get(found), jax.device_get(expected)) < 2e-6
