@@ -101,6 +101,7 @@ def get_config():
   s.data = 1  # replicas
   s.fsdp = -1  # parameters and batch are split so many times; -1: all devices that are left
   s.expert = 1  # experts and batch are split so many times; without experts the batch alone
+  s.context = 1  # the tokens of a row and parameters are split so many times, for long rows
   s.tensor = 1  # heads, MLP and vocabulary are split so many times
 
   c.log = g = ConfigDict(convert_dict=False, type_safe=False)  # trackers may be a list

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from mlit_jax import mesh as meshes
@@ -22,7 +23,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
-from mlit_jax.model import decoder
+from mlit_jax.model import decoder, kinds
 from mlit_jax.model.config import DecoderConfig, media_tokens, text_config
 from mlit_jax.training.profile import parse_steps
 from mlit_jax.training.trackers import check_trackers
@@ -119,12 +120,32 @@ def check_config(c) -> None:
     )
 
 
-def check_mesh(c, mesh) -> None:
-  shards = meshes.batch_shards(mesh)
+def check_mesh(c, cfg: DecoderConfig, mesh) -> None:
+  """Refuse rows, lengths and heads that the mesh cannot divide."""
+  shards, context = meshes.batch_shards(mesh), mesh.shape["context"]
   if (c.batch.rows // c.batch.microbatches) % shards:
     raise UserError(
       f"batch.rows {c.batch.rows} / batch.microbatches {c.batch.microbatches} is not a multiple of the "
       f"{shards} shards of the batch (mesh.data * mesh.fsdp * mesh.expert); change one of them"
+    )
+  if c.batch.max_length % context:
+    raise UserError(
+      f"batch.max_length {c.batch.max_length} is not a multiple of mesh.context {context}; change one of them"
+    )
+  heads = math.gcd(*(kind.cfg.num_heads for kind in kinds.kinds(cfg)))
+  if context > 1 and heads % (context * mesh.shape["tensor"]):
+    raise UserError(
+      f"mesh.context {context} * mesh.tensor {mesh.shape['tensor']} does not divide the model's {heads} query heads, "
+      "which are spread over both while attention sees whole rows; change one of them"
+    )
+
+
+def check_attention(c, cfg: DecoderConfig, mesh) -> None:
+  """Refuse a backend that cannot compute this model's attention on these devices."""
+  choice = attention.Choice.on(mesh, c.model.attention)
+  for kind in kinds.kinds(cfg):
+    choice.backend(
+      decoder.attention_needs(kind.cfg, choice, c.batch.max_length, jnp.dtype(c.model.dtype))
     )
 
 

@@ -14,30 +14,37 @@ from jax.sharding import PartitionSpec as P
 
 from mlit_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "expert", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 RULES = {
   "batch": ("data", "fsdp", "expert"),
-  "embed": "fsdp",
+  "embed": ("fsdp", "context"),
   "heads": "tensor",
+  "attended_heads": ("tensor", "context"),  # within attention, which sees whole rows
   "kv_heads": "tensor",
   "mlp": "tensor",
   "expert": "expert",
   "router": None,  # its scores, one per expert
   "vocab": "tensor",
   "layer_input": None,  # the width of what each layer gets of a token besides the stream
-  "layer_table": "fsdp",  # the same, in the table it is looked up in
+  "layer_table": ("fsdp", "context"),  # the same, in the table it is looked up in
   "head_dim": None,
   "layers": None,
-  "length": None,
+  "length": "context",
+  "slots": None,  # of the past that decoding keeps
   "width": None,  # the model width of activations; "embed" is that of weights
 }
 
-BATCH_SPEC = P(RULES["batch"], None)
+BATCH_SPEC = P(RULES["batch"], RULES["length"])
 
 
 def make_mesh(
-  data: int = 1, fsdp: int = -1, tensor: int = 1, expert: int = 1, devices=None
+  data: int = 1,
+  fsdp: int = -1,
+  tensor: int = 1,
+  expert: int = 1,
+  context: int = 1,
+  devices=None,
 ) -> Mesh:
   """Mesh over MESH_AXES; at most one size may be -1: what is left of the devices.
 
@@ -45,14 +52,14 @@ def make_mesh(
   of their number; all else stays inside a slice.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+  sizes = {"data": data, "fsdp": fsdp, "expert": expert, "context": context, "tensor": tensor}
   free = [name for name, size in sizes.items() if size == -1]
   known = int(np.prod([size for size in sizes.values() if size != -1]))
   wrong = min(sizes.values()) < -1 or known < 1  # -2 * -2 would pass for 4
   if len(free) > 1 or wrong or len(devices) % known or (not free and known != len(devices)):
     raise UserError(
       f"mesh {sizes} does not fit {len(devices)} devices. "
-      "The product of mesh.data, mesh.fsdp, mesh.expert and mesh.tensor must be their number; "
+      "The product of mesh.data, mesh.fsdp, mesh.expert, mesh.context and mesh.tensor must be their number; "
       "one of them may be -1."
     )
   if free:
@@ -73,13 +80,13 @@ def _arrange(shape: tuple[int, ...], devices) -> np.ndarray:
   except (ValueError, NotImplementedError, AssertionError) as e:
     raise UserError(
       f"mesh {dict(zip(MESH_AXES, shape, strict=True))} cannot be laid on these {len(devices)} "
-      f"{devices[0].device_kind} devices: {e}. Choose other sizes of mesh.data, mesh.fsdp, mesh.expert and "
-      "mesh.tensor."
+      f"{devices[0].device_kind} devices: {e}. Choose other sizes of mesh.data, mesh.fsdp, mesh.expert, "
+      "mesh.context and mesh.tensor."
     ) from e
 
 
 def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
-  """How often each axis goes over the slices: data=4, two slices -> (2, 1, 1, 1)."""
+  """How often each axis goes over the slices: data=4, two slices -> (2, 1, 1, 1, 1)."""
   for at in (MESH_AXES.index("data"), MESH_AXES.index("fsdp")):
     if shape[at] % slices == 0:
       return tuple(slices if i == at else 1 for i in range(len(shape)))
@@ -98,7 +105,7 @@ def _split_if_need_be(make: Callable, *args) -> np.ndarray:
 
 
 def spec(axes: tuple[str, ...]) -> P:
-  """("embed", "mlp") -> P("fsdp", "tensor"); a KeyError is an axis without a rule."""
+  """("embed", "mlp") -> P(("fsdp", "context"), "tensor"); a KeyError is an axis without a rule."""
   return P(*(RULES[axis] for axis in axes))
 
 
@@ -130,7 +137,7 @@ def process_rows(mesh: Mesh, rows: int) -> np.ndarray:
   Often one stretch, but not on a TPU slice: there `jax.make_mesh` orders devices by the torus, and a
   host's 2 x 2 chips of a 4 x 4 slice hold rows 0, 1, 4 and 5.
   """
-  sharding = NamedSharding(mesh, BATCH_SPEC)
+  sharding = NamedSharding(mesh, P(RULES["batch"], None))
   indices = sharding.addressable_devices_indices_map((rows, 1)).values()
   return np.unique(np.concatenate([np.arange(*i[0].indices(rows)) for i in indices]))
 
@@ -144,7 +151,7 @@ def put_batch(batch, mesh: Mesh, rows: int):
     def shard(index):
       start, stop, _ = index[0].indices(rows)
       first = np.searchsorted(mine, start)
-      return x[first : first + stop - start]
+      return x[first : first + stop - start, index[1]]
 
     return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, shard)
 
@@ -203,33 +210,35 @@ gather.defvjp(_gather_forward, _gather_backward)
 
 
 def by_row(run: Callable, x: jax.Array):
-  """`run(x)` by every device for its rows of `x` alone, where XLA would bring all rows together."""
+  """`run(x_BT...)` by every device for its own tokens alone, where XLA would bring all together."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return run(x)
-  rows = P(_fitting(("batch",), x.shape[:1], mesh)[0])
-  return jax.shard_map(run, in_specs=rows, out_specs=rows)(x)
+  tokens = _fitting(("batch", "length"), x.shape[:2], mesh)
+  return jax.shard_map(run, in_specs=tokens, out_specs=tokens)(x)
 
 
 def by_head(run: Callable, q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N=None) -> jax.Array:
   """`run` of attention, o_BTNH, by every device for its rows and query heads and the kv heads that those read.
 
-  rows: a tree of arrays [B, ...]; window: the same for all.
+  It sees whole rows: where `context` cuts them, its devices exchange tokens for heads before and after
+  (Jacobs et al. 2023, DeepSpeed-Ulysses). rows: a tree of arrays [B, ...]; window: the same for all.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  batch, _, heads, _ = _fitting(("batch", "length", "heads", "head_dim"), q_BTNH.shape, mesh)
-  kv_heads = _fitting(("kv_heads",), k_BSKH.shape[2:3], mesh)[0]
+  batch = _fitting(("batch",), q_BTNH.shape[:1], mesh)[0]
+  heads, kv_heads = (_head_axes(x.shape[2], mesh) for x in (q_BTNH, k_BSKH))
   num_groups = q_BTNH.shape[2] // k_BSKH.shape[2]
 
   def here(q, k, v, rows, window, slopes_N):
-    if heads and not kv_heads and mesh.shape[heads] > 1:
-      # Fewer kv heads than devices along the axis: all have them all, and each takes those it reads.
-      first = jax.lax.axis_index(heads) * q.shape[2]
-      if num_groups % q.shape[2] == 0:
-        k, v = (jax.lax.dynamic_slice_in_dim(x, first // num_groups, 1, axis=2) for x in (k, v))
-      else:
-        read = (first + np.arange(q.shape[2])) // num_groups
+    if heads != kv_heads:  # fewer kv heads than devices: each takes those its queries read
+      first = _index(heads) * q.shape[2]
+      first_kv = _index(kv_heads) * k.shape[2]
+      if num_groups % q.shape[2] and q.shape[2] % num_groups:
+        read = (first + np.arange(q.shape[2])) // num_groups - first_kv
         k, v = (jnp.take(x, read, axis=2) for x in (k, v))
+      else:
+        start, size = first // num_groups - first_kv, max(1, q.shape[2] // num_groups)
+        k, v = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (k, v))
     return run(q, k, v, rows, window, slopes_N)
 
   of_q, of_kv = P(batch, None, heads), P(batch, None, kv_heads)
@@ -238,20 +247,34 @@ def by_head(run: Callable, q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N=None) 
   return spread(q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N)
 
 
+def _head_axes(num_heads: int, mesh) -> tuple[str, ...]:
+  """Over which axes so many heads are spread within attention."""
+  names, size = (), 1
+  for name in RULES["attended_heads"]:
+    if num_heads % (size * mesh.shape[name]):
+      break
+    names, size = (*names, name), size * mesh.shape[name]
+  return names
+
+
+def _index(names: tuple[str, ...]):
+  return jax.lax.axis_index(names) if names else 0
+
+
 def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.Array:
   """Sum over all experts of `run(*tokens, *weights, first)`, which runs those from `first` on alone.
 
-  tokens: arrays [B, ...]; the result is one like the first of them. weights: [E, ...], with their axes.
+  tokens: arrays [B, T, ...]; the result is one like the first of them. weights: [E, ...], with their axes.
   Each device brings its rows to all that lie along `expert` with it, and runs its experts on theirs:
   E / expert of them, whole along `embed`. What a row got from each is added up where the row lies.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return run(*tokens, *weights, 0)
-  rows = _fitting(("batch",), tokens[0].shape[:1], mesh)[0]
+  rows, length = _fitting(("batch", "length"), tokens[0].shape[:2], mesh)
   specs = tuple(_fitting(names, w.shape, mesh) for names, w in zip(axes, weights, strict=True))
   embed, mlp, expert = (
-    name if mesh.shape[name] > 1 and any(name in spec for spec in specs) else None
+    name if _size(name, mesh) > 1 and any(name in spec for spec in specs) else None
     for name in (RULES["embed"], RULES["mlp"], RULES["expert"])
   )
 
@@ -272,8 +295,14 @@ def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.
       return jax.lax.psum_scatter(out, expert, scatter_dimension=0, tiled=True)
     return jax.lax.psum(out, expert) if expert else out
 
-  spread = jax.shard_map(here, in_specs=(P(rows), specs), out_specs=P(rows), check_vma=False)
+  of_tokens = P(rows, length)
+  spread = jax.shard_map(here, in_specs=(of_tokens, specs), out_specs=of_tokens, check_vma=False)
   return spread(tokens, weights)
+
+
+def _size(names: str | tuple[str, ...], mesh) -> int:
+  names = (names,) if isinstance(names, str) else names
+  return int(np.prod([mesh.shape[name] for name in names]))
 
 
 def _fitting(axes, shape, mesh) -> P:

@@ -106,7 +106,8 @@ def prepare(c, root: Path, terminal, clock: Clock) -> tuple[source.ModelSource |
     checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)
     load.check_names(base.folder, cfg)
   mesh = meshes.make_mesh(**c.mesh)
-  checks.check_mesh(c, mesh)
+  checks.check_mesh(c, cfg, mesh)
+  checks.check_attention(c, cfg, mesh)
   workdir.check_plan(root, data.ledger)
   job = Job(
     c, root, cfg, mesh, tokenizer, encoded, plan, sets, data.suites, data.ledger, terminal, clock

@@ -22,20 +22,22 @@ def eight_devices():
 @pytest.mark.parametrize(
   "sizes, shape",
   [
-    (dict(), (1, 8, 1, 1)),
-    (dict(tensor=2), (1, 4, 1, 2)),
-    (dict(data=-1, fsdp=2, tensor=2), (2, 2, 1, 2)),
-    (dict(data=2, fsdp=4), (2, 4, 1, 1)),
-    (dict(data=1, fsdp=1, tensor=-1), (1, 1, 1, 8)),
-    (dict(data=8, fsdp=-1), (8, 1, 1, 1)),
-    (dict(expert=4), (1, 2, 4, 1)),
-    (dict(fsdp=2, expert=-1, tensor=2), (1, 2, 2, 2)),
+    (dict(), (1, 8, 1, 1, 1)),
+    (dict(tensor=2), (1, 4, 1, 1, 2)),
+    (dict(data=-1, fsdp=2, tensor=2), (2, 2, 1, 1, 2)),
+    (dict(data=2, fsdp=4), (2, 4, 1, 1, 1)),
+    (dict(data=1, fsdp=1, tensor=-1), (1, 1, 1, 1, 8)),
+    (dict(data=8, fsdp=-1), (8, 1, 1, 1, 1)),
+    (dict(expert=4), (1, 2, 4, 1, 1)),
+    (dict(fsdp=2, expert=-1, tensor=2), (1, 2, 2, 1, 2)),
+    (dict(context=4), (1, 2, 1, 4, 1)),
+    (dict(fsdp=1, context=-1, tensor=2), (1, 1, 1, 4, 2)),
   ],
 )
 def test_mesh_sizes(sizes, shape):
   mesh = make_mesh(**sizes)
   assert tuple(mesh.shape.items()) == tuple(
-    zip(("data", "fsdp", "expert", "tensor"), shape, strict=True)
+    zip(("data", "fsdp", "expert", "context", "tensor"), shape, strict=True)
   )
   assert meshes.batch_shards(mesh) == shape[0] * shape[1] * shape[2]
 
@@ -64,11 +66,12 @@ def test_some_devices_only():
 
 
 def test_rules():
-  assert meshes.spec(("embed", "mlp")) == P("fsdp", "tensor")
-  assert meshes.spec(("layers", "embed", "kv_heads", "head_dim")) == P(None, "fsdp", "tensor", None)
+  parts = ("fsdp", "context")
+  assert meshes.spec(("embed", "mlp")) == P(parts, "tensor")
+  assert meshes.spec(("layers", "embed", "kv_heads", "head_dim")) == P(None, parts, "tensor", None)
   rows = ("data", "fsdp", "expert")
-  assert meshes.spec(("batch", "length", "width")) == P(rows, None, None)
-  assert meshes.spec(("expert", "embed", "mlp")) == P("expert", "fsdp", "tensor")
+  assert meshes.spec(("batch", "length", "width")) == P(rows, "context", None)
+  assert meshes.spec(("expert", "embed", "mlp")) == P("expert", ("fsdp", "context"), "tensor")
   assert meshes.spec(("batch", "length")) == meshes.BATCH_SPEC
   with pytest.raises(KeyError):
     meshes.spec(("embed", "mlpp"))
@@ -88,8 +91,9 @@ def test_parameters_are_cut_where_the_mesh_divides_them_and_whole_where_not():
     "odd": Spec((15, 6), ("embed", "mlp")),
   }
   shardings = meshes.param_shardings(specs, mesh)
-  assert shardings["attn"]["k_DKH"].spec == P("fsdp", "tensor", None)
-  assert shardings["one"].spec == P("fsdp", None, None)
+  parts = ("fsdp", "context")
+  assert shardings["attn"]["k_DKH"].spec == P(parts, "tensor", None)
+  assert shardings["one"].spec == P(parts, None, None)
   assert shardings["odd"].spec == P(None, "tensor")
   assert shardings["odd"].shard_shape((15, 6)) == (15, 3)
 
@@ -116,6 +120,7 @@ class ProcessView:
     dict(fsdp=4, tensor=2),
     dict(data=2, fsdp=1, tensor=4),
     dict(fsdp=2, expert=2, tensor=2),
+    dict(fsdp=2, context=4),
   ],
 )
 def test_rows_of_all_processes_are_the_batch_in_order(monkeypatch, sizes, processes):
@@ -140,16 +145,17 @@ def made_batch(rows, length):
   return batch
 
 
-def test_a_batch_comes_whole_to_the_mesh_with_its_rows_in_place():
-  mesh = make_mesh(data=2, fsdp=2, tensor=2)
-  batch = made_batch(8, 5)
+@pytest.mark.parametrize("sizes, columns", [(dict(tensor=2), 6), (dict(context=2), 3)])
+def test_a_batch_comes_whole_to_the_mesh_with_its_tokens_in_place(sizes, columns):
+  mesh = make_mesh(data=2, fsdp=2, **sizes)
+  batch = made_batch(8, 6)
   on_mesh = meshes.put_batch(batch, mesh, 8)
   for field in dataclasses.fields(Batch):
     there, here = getattr(on_mesh, field.name), getattr(batch, field.name)
     assert there.dtype == here.dtype and there.sharding.spec == meshes.BATCH_SPEC
     np.testing.assert_array_equal(there, here)
     for shard in there.addressable_shards:
-      assert shard.data.shape == (2, 5)
+      assert shard.data.shape == (2, columns)
       np.testing.assert_array_equal(shard.data, here[shard.index])
 
 
@@ -217,10 +223,11 @@ def tpu_slices(slices: int, side: int) -> list:
 @pytest.mark.parametrize(
   "shape, by_first_axis",
   [
-    ((2, 16, 1, 1), [{0}, {1}]),
-    ((4, 4, 1, 2), [{0}, {0}, {1}, {1}]),
-    ((1, 32, 1, 1), [{0, 1}]),
-    ((1, 8, 2, 2), [{0, 1}]),
+    ((2, 16, 1, 1, 1), [{0}, {1}]),
+    ((4, 4, 1, 1, 2), [{0}, {0}, {1}, {1}]),
+    ((1, 32, 1, 1, 1), [{0, 1}]),
+    ((1, 8, 2, 1, 2), [{0, 1}]),
+    ((2, 4, 1, 4, 1), [{0}, {1}]),
   ],
 )
 def test_over_slices_goes_data_or_else_fsdp(shape, by_first_axis):
@@ -228,13 +235,13 @@ def test_over_slices_goes_data_or_else_fsdp(shape, by_first_axis):
   assert devices.shape == shape and len({d.id for d in devices.flat}) == 32
   slices = np.vectorize(lambda d: d.slice_index)(devices)
   assert [set(part.flat) for part in slices] == by_first_axis
-  # Experts and tensors are never cut by the slow network.
-  assert (slices == slices[:, :, :1, :1]).all()
+  # Experts, rows and tensors are never cut by the slow network.
+  assert (slices == slices[:, :, :1, :1, :1]).all()
 
 
 def test_other_axes_do_not_go_over_slices():
   with pytest.raises(UserError) as e:
-    meshes._arrange((1, 1, 1, 32), tpu_slices(2, 4))
+    meshes._arrange((1, 1, 1, 1, 32), tpu_slices(2, 4))
   assert "over 2 slices" in str(e.value) and "mesh.data must be a multiple of 2" in str(e.value)
 
 
@@ -247,12 +254,12 @@ def test_an_axis_of_the_torus_is_split_where_it_must_be():
     for z in range(4) for y in range(4) for x in range(4)
   ]  # fmt: skip
   with pytest.raises(NotImplementedError):
-    mesh_utils.create_device_mesh((1, 32, 1, 2), cube)
-  devices = meshes._arrange((1, 32, 1, 2), cube)
-  assert devices.shape == (1, 32, 1, 2) and len({d.id for d in devices.flat}) == 64
+    mesh_utils.create_device_mesh((1, 32, 1, 1, 2), cube)
+  devices = meshes._arrange((1, 32, 1, 1, 2), cube)
+  assert devices.shape == (1, 32, 1, 1, 2) and len({d.id for d in devices.flat}) == 64
 
 
-@pytest.mark.parametrize("sizes", [(2, 8, 1, 1), (2, 2, 1, 4), (4, 4, 1, 1)])
+@pytest.mark.parametrize("sizes", [(2, 8, 1, 1, 1), (2, 2, 1, 1, 4), (4, 4, 1, 1, 1)])
 def test_copies_lie_over_hosts_of_gpus(sizes):
   """Two hosts of eight: what is split over fsdp and tensor stays within one."""
   gpus = [

@@ -77,7 +77,9 @@ def make_score_step(
 
   def score_step(params, batch: Batch):
     rows = batch.tokens.shape[0]
-    batch = jax.tree.map(lambda x_BT: place(_pad_rows(x_BT, shards), by_row), batch)
+    batch = jax.tree.map(
+      lambda x_BT: place(_pad_rows(x_BT, shards, mesh.shape["context"]), by_row), batch
+    )
     with jax.set_mesh(mesh):
       return compiled(params, batch, rows=rows)
 
@@ -109,6 +111,6 @@ def _collect(example_index_BS, sums, scores) -> None:
     scores[example] = tuple(float(sum_BS[row, segment]) for sum_BS in sums)
 
 
-def _pad_rows(x_BT, shards: int):
-  """Whole rows of zeros (segment 0, weight 0) up to what the mesh divides."""
-  return np.pad(x_BT, ((0, -x_BT.shape[0] % shards), (0, 0)))
+def _pad_rows(x_BT, shards: int, context: int):
+  """Rows and columns of zeros (segment 0, weight 0) up to what the mesh divides."""
+  return np.pad(x_BT, ((0, -x_BT.shape[0] % shards), (0, -x_BT.shape[1] % context)))

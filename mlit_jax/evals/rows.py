@@ -124,7 +124,7 @@ class Programs:
 
     def keep(x):
       inner = ("kv_heads", "head_dim") if x.ndim == 5 else ("width",) * (x.ndim - 3)
-      return meshes.constrain(x, "layers", "batch", "length", *inner)
+      return meshes.constrain(x, "layers", "batch", "slots", *inner)
 
     return jax.tree.map(keep, cache)
 

@@ -37,7 +37,8 @@ def make_plan(
   mesh = meshes.make_mesh(**c.mesh, devices=topology.devices)
   if rows_per_device:
     c.batch.rows = global_rows(c, mesh, rows_per_device)
-  checks.check_mesh(c, mesh)
+  checks.check_mesh(c, cfg, mesh)
+  checks.check_attention(c, cfg, mesh)
   groups = dict(zip((d.id for d in topology.devices), topology.groups, strict=True))
   groups = [groups[d.id] for d in mesh.devices.flat]
   compile_choice = functools.partial(
@@ -157,11 +158,11 @@ def _cost(with_choice, cfg, mesh, rows, remat) -> float:
 
 def _advice(c, cfg: DecoderConfig, topology: Topology, mesh: Mesh, figures: dict) -> list[str]:
   out = []
-  fsdp = mesh.shape["fsdp"]
-  if cfg.d_model % fsdp:
-    fitting = math.gcd(cfg.d_model, fsdp)
+  fsdp, context = mesh.shape["fsdp"], mesh.shape["context"]
+  if cfg.d_model % (fsdp * context):
+    fitting = math.gcd(cfg.d_model // math.gcd(cfg.d_model, context), fsdp)
     out.append(
-      f"mesh.fsdp={fsdp} does not divide the width {cfg.d_model}, so parameters and optimizer state lie whole on "
+      f"mesh.fsdp={fsdp} with mesh.context={context} does not divide the width {cfg.d_model}, so parameters and optimizer state lie whole on "
       f"every device; mesh.fsdp={fitting} with mesh.data={mesh.shape['data'] * fsdp // fitting} splits them"
     )
   kinds = {of["kind"] for of in figures["collectives"] or ()}

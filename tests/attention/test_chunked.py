@@ -120,20 +120,24 @@ def test_blocks_that_nothing_sees_are_not_visited():
 
 
 @pytest.mark.parametrize(
-  "shape, heads, kv_heads",
+  "sizes, heads, kv_heads",
   [
-    ((2, 2, 2), 4, 2),
-    ((1, 8, 1), 2, 1),
-    ((1, 2, 4), 8, 2),  # two devices read one kv head
-    ((1, 2, 4), 12, 2),  # three query heads a device, of one kv head
-    ((1, 2, 4), 12, 3),  # and of two kv heads
-    ((2, 1, 4), 4, 1),
-    ((1, 1, 8), 6, 2),  # heads that the mesh does not divide
+    (dict(data=2, tensor=2), 4, 2),
+    (dict(fsdp=8), 2, 1),
+    (dict(tensor=4), 8, 2),  # two devices read one kv head
+    (dict(tensor=4), 12, 2),  # three query heads a device, of one kv head
+    (dict(tensor=4), 12, 3),  # and of two kv heads
+    (dict(data=2, fsdp=1, tensor=4), 4, 1),
+    (dict(tensor=8), 6, 2),  # heads that the mesh does not divide
+    (dict(context=4), 4, 4),
+    (dict(context=4), 8, 2),
+    (dict(context=4, tensor=2), 8, 2),  # kv heads over tensor alone
+    (dict(data=2, fsdp=1, context=2, tensor=2), 12, 4),
+    (dict(fsdp=2, context=4), 6, 2),  # whole on each
   ],
 )
-def test_a_mesh_gives_the_numbers_of_one_device(shape, heads, kv_heads):
-  data, fsdp, tensor = shape
-  mesh = meshes.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+def test_a_mesh_gives_the_numbers_of_one_device(sizes, heads, kv_heads):
+  mesh = meshes.make_mesh(**sizes)
   rows, qkv = cases.packed_rows(8, 32, 12), cases.random_qkv(8, 32, heads, kv_heads, 8)
   slopes_N = jnp.asarray(dense.alibi_slopes(heads))
   needs = cases.needs_of(*qkv[:2], slopes_N=slopes_N)

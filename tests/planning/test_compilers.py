@@ -104,7 +104,7 @@ def test_a_mesh_that_cannot_lie_over_slices_is_refused():
 @tpu
 def test_a_torus_is_split_where_it_must_be():
   mesh = make_mesh(fsdp=128, tensor=4, devices=open_topology("v5p:8x8x8").devices)
-  assert dict(mesh.shape) == dict(zip(MESH_AXES, (1, 128, 1, 4)))
+  assert dict(mesh.shape) == dict(zip(MESH_AXES, (1, 128, 1, 1, 4)))
   assert len({d.id for d in mesh.devices.flat}) == 512
 
 

@@ -119,6 +119,7 @@ MESHES = {
   "1,2,4": dict(fsdp=2, tensor=4),
   "8,1,1": dict(data=8, fsdp=1),
   "experts": dict(fsdp=2, expert=2, tensor=2),
+  "context": dict(fsdp=2, context=2, tensor=2),
 }
 
 
