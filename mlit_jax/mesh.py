@@ -225,12 +225,14 @@ def by_head(run: Callable, q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N=None) 
   (Jacobs et al. 2023, DeepSpeed-Ulysses). rows: a tree of arrays [B, ...]; window: the same for all.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  batch = _fitting(("batch",), q_BTNH.shape[:1], mesh)[0]
+  batch, length = _fitting(("batch", "length"), q_BTNH.shape[:2], mesh)
   heads, kv_heads = (_head_axes(x.shape[2], mesh) for x in (q_BTNH, k_BSKH))
   num_groups = q_BTNH.shape[2] // k_BSKH.shape[2]
 
   def here(q, k, v, rows, window, slopes_N):
     if heads != kv_heads:  # fewer kv heads than devices: each takes those its queries read
+      if length:  # gathered here, as the gradient is then scattered, not summed whole
+        k, v = (jax.lax.all_gather(x, length, axis=1, tiled=True) for x in (k, v))
       first = _index(heads) * q.shape[2]
       first_kv = _index(kv_heads) * k.shape[2]
       if num_groups % q.shape[2] and q.shape[2] % num_groups:
@@ -241,7 +243,8 @@ def by_head(run: Callable, q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N=None) 
         k, v = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (k, v))
     return run(q, k, v, rows, window, slopes_N)
 
-  of_q, of_kv = P(batch, None, heads), P(batch, None, kv_heads)
+  of_q = P(batch, None, heads)
+  of_kv = P(batch, length if heads != kv_heads else None, kv_heads)
   in_specs = (of_q, of_kv, of_kv, P(batch), P(), P(heads))
   spread = jax.shard_map(here, in_specs=in_specs, out_specs=of_q, check_vma=False)
   return spread(q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N)
