@@ -88,6 +88,8 @@ BACKENDS = {
     Backend("xla", _can_all, lambda rows, needs: rows, _run_dense, in_shards=False),
     Backend("xla_chunked", _can_all, lambda rows, needs: rows, _run_chunked),
     _adapter("cudnn", "gpu"),
+    _adapter("splash", "tpu"),
+    _adapter("jax_splash", "tpu"),
   )
 }
 NAMES = (AUTO, *BACKENDS)
@@ -95,7 +97,7 @@ NAMES = (AUTO, *BACKENDS)
 _ORDER = {
   "cpu": ("xla_chunked",),
   "gpu": ("cudnn", "xla_chunked"),
-  "tpu": ("xla_chunked",),
+  "tpu": ("splash", "jax_splash", "xla_chunked"),
 }
 _SHORT = 128
 
