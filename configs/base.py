@@ -27,7 +27,8 @@ def get_config():
   m.sizes = {}  # of a model from scratch: d_model, num_layers, num_heads, num_kv_heads, d_ff, ...
   m.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
   m.remat = "attention_saved"  # or none, full: what the backward pass computes again
-  m.attention = "auto"  # the fastest that can; or xla, xla_chunked, cudnn: see docs/attention.md
+  # The fastest that can; or xla, xla_chunked; on GPU cudnn, mosaic_gpu; on TPU splash, jax_splash:
+  m.attention = "auto"  # see docs/attention.md
   m.loss_chunk = 0  # trained tokens whose logits a device holds at a time; 0: by size; -1: all
 
   c.tokenizer = t = ConfigDict(convert_dict=False)

@@ -88,14 +88,17 @@ BACKENDS = {
     Backend("xla", _can_all, lambda rows, needs: rows, _run_dense, in_shards=False),
     Backend("xla_chunked", _can_all, lambda rows, needs: rows, _run_chunked),
     _adapter("cudnn", "gpu"),
+    _adapter("mosaic_gpu", "gpu"),
+    _adapter("splash", "tpu"),
+    _adapter("jax_splash", "tpu"),
   )
 }
 NAMES = (AUTO, *BACKENDS)
 # From the fastest on. Shorter rows than this are faster all at once on CPU (docs/performance.md).
 _ORDER = {
   "cpu": ("xla_chunked",),
-  "gpu": ("cudnn", "xla_chunked"),
-  "tpu": ("xla_chunked",),
+  "gpu": ("cudnn", "mosaic_gpu", "xla_chunked"),
+  "tpu": ("splash", "jax_splash", "xla_chunked"),
 }
 _SHORT = 128
 

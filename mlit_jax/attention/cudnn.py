@@ -7,12 +7,14 @@ not run on one so far.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import NamedTuple
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
+from mlit_jax.attention import tiles
 from mlit_jax.attention.choice import Needs
 from mlit_jax.attention.scoring import Rows
 
@@ -76,23 +78,13 @@ def run(q_BTNH, k_BTKH, v_BTKH, offsets: Offsets, window, needs: Needs, slopes_N
   q, k, v = (jnp.where(live, x, 0) for x in (q_BTNH, k_BTKH, v_BTKH))
   if needs.heads != needs.kv_heads and jax.__version_info__[:2] < _GROUPED_HEADS_SINCE:
     k, v = (jnp.repeat(x, needs.heads // needs.kv_heads, axis=2) for x in (k, v))
-  o = _by_window(q, k, v, offsets, window, needs)
+  kernel = functools.partial(_kernel, offsets, needs.scoring.scale)
+  o = tiles.by_window(kernel, q, k, v, window, needs.windows)
   o = jnp.where(live, o, 0)
   return jnp.where(offsets.fits_B[:, None, None, None], o, jnp.nan)
 
 
-def _by_window(q, k, v, offsets, window, needs: Needs):
-  """A kernel is compiled for each window that the layers have."""
-  branches = [
-    lambda q, k, v, w=w: _kernel(q, k, v, offsets, w, needs.scoring.scale) for w in needs.windows
-  ]
-  if len(branches) == 1:
-    return branches[0](q, k, v)
-  which = jnp.searchsorted(jnp.asarray(needs.windows, jnp.int32), window)
-  return jax.lax.switch(which, branches, q, k, v)
-
-
-def _kernel(q, k, v, offsets: Offsets, window: int, scale: float):
+def _kernel(offsets: Offsets, scale: float, q, k, v, window: int):
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   return cudnn.dot_product_attention(

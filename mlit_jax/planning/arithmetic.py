@@ -36,6 +36,8 @@ def _of(eqn) -> float:
     kernel = eqn.invars[1].aval
     out_features = eqn.params["dimension_numbers"].rhs_spec[0]
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * kernel.size / kernel.shape[out_features]
+  if name == "pallas_call" and not _has_fixed_grid(eqn) and eqn.params.get("cost_estimate"):
+    return float(eqn.params["cost_estimate"].flops)  # how often it runs, its writer alone knows
   inner = [_flops(j) for j in _jaxprs(eqn.params)]
   if not inner:
     return 0.0
@@ -55,8 +57,12 @@ def _times(eqn) -> float:
     mesh = params["mesh"]
     return math.prod(mesh.shape[axis] for axis in params.get("manual_axes", mesh.axis_names))
   if name == "pallas_call":
-    return math.prod(int(n) for n in params["grid_mapping"].grid)
+    return math.prod(n for n in params["grid_mapping"].grid if isinstance(n, int))
   return 1
+
+
+def _has_fixed_grid(eqn) -> bool:
+  return all(isinstance(n, int) for n in eqn.params["grid_mapping"].grid)
 
 
 def _dot(eqn) -> float:

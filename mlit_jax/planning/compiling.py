@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mlit_jax import mesh as meshes
-from mlit_jax.attention import cudnn
+from mlit_jax.attention import cudnn, mosaic_gpu
 from mlit_jax.attention.choice import Choice
 from mlit_jax.batch import Batch, empty_batch
 from mlit_jax.model.config import DecoderConfig
@@ -97,8 +97,18 @@ def _trace(c, cfg, mesh, num_languages, max_segments=0):
   )
   state, batch = stepping.state_shapes(), batch_shapes(c.batch.rows, c.batch.max_length, mesh)
   capability = Choice.on(mesh).capability
-  with jax.set_mesh(mesh), cudnn.ahead_of_time(capability) if capability else nullcontext():
+  with jax.set_mesh(mesh), _gpu_of(capability):
     return stepping.train_step.trace(state, batch), state, batch
+
+
+@contextmanager
+def _gpu_of(capability: str):
+  """As if such a GPU were here; "": none is needed."""
+  if not capability:
+    yield
+    return
+  with cudnn.ahead_of_time(capability), mosaic_gpu.ahead_of_time(capability):
+    yield
 
 
 def batch_shapes(rows: int, max_length: int, mesh: Mesh) -> Batch:

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
 from mlit_jax.config import load_config
@@ -96,3 +97,16 @@ def test_a_whole_step_on_any_mesh(fsdp, microbatches):
   squares = 12 * layers * heads * H * T * T
   mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:fsdp])
   assert written_flops(c, cfg, mesh) == rows * (6 * weights * T + squares)
+
+
+def test_a_kernel_that_runs_as_often_as_its_data_say_is_counted_as_its_writer_says():
+  def kernel(x_ref, y_ref, o_ref):
+    o_ref[...] = x_ref[...] @ y_ref[...]
+
+  def program(n, x, y):
+    shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    cost = pl.CostEstimate(flops=12345, transcendentals=0, bytes_accessed=0)
+    return pl.pallas_call(kernel, grid=(n,), out_shape=shape, cost_estimate=cost)(x, y)
+
+  x = jnp.zeros((8, 8))
+  assert product_flops(jax.make_jaxpr(program)(jnp.int32(3), x, x)) == 12345
