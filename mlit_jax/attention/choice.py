@@ -45,6 +45,7 @@ class Backend(NamedTuple):
   # (q_BTNH, k_BTKH, v_BTKH, prepared, window, needs, slopes_N) -> o_BTNH; window is an array.
   run: Callable
   in_shards: bool = True  # whether each device runs it on its own rows and heads
+  in_trace: bool = True  # whether its products can be counted there; those of a kernel cannot
 
 
 def _can_all(needs: Needs) -> str:
@@ -79,6 +80,7 @@ def _adapter(name: str, platform: str) -> Backend:
     refusal,
     lambda rows, needs: load().prepare(rows, needs),
     lambda *args: load().run(*args),
+    in_trace=False,
   )
 
 

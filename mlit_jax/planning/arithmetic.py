@@ -16,7 +16,7 @@ from mlit_jax.loops import marked_turns
 def product_flops(jaxpr) -> float:
   """FLOPs of all matrix products and convolutions on all devices together; of branches the dearest.
 
-  A kernel (Pallas) counts as its grid times its body; one that is called by name (cuDNN) not at all.
+  Kernels (Pallas, cuDNN) do not count: how much of their grid they skip, their writers alone know.
   """
   return _flops(getattr(jaxpr, "jaxpr", jaxpr))
 
@@ -36,8 +36,8 @@ def _of(eqn) -> float:
     kernel = eqn.invars[1].aval
     out_features = eqn.params["dimension_numbers"].rhs_spec[0]
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * kernel.size / kernel.shape[out_features]
-  if name == "pallas_call" and not _has_fixed_grid(eqn) and eqn.params.get("cost_estimate"):
-    return float(eqn.params["cost_estimate"].flops)  # how often it runs, its writer alone knows
+  if name == "pallas_call":
+    return 0.0
   inner = [_flops(j) for j in _jaxprs(eqn.params)]
   if not inner:
     return 0.0
@@ -56,13 +56,7 @@ def _times(eqn) -> float:
   if name == "shard_map":  # its body is written for one device of those axes
     mesh = params["mesh"]
     return math.prod(mesh.shape[axis] for axis in params.get("manual_axes", mesh.axis_names))
-  if name == "pallas_call":
-    return math.prod(n for n in params["grid_mapping"].grid if isinstance(n, int))
   return 1
-
-
-def _has_fixed_grid(eqn) -> bool:
-  return all(isinstance(n, int) for n in eqn.params["grid_mapping"].grid)
 
 
 def _dot(eqn) -> float:

@@ -48,7 +48,7 @@ def memory_bytes(memory: Memory, traffic: Traffic, passes: float) -> float:
 
 ASSUMPTIONS = (
   "matrix products run at {share:.0%} of the bfloat16 peak of {peak:.0f} TFLOP/s ({share_source}); arithmetic is "
-  "counted as the step is written: recomputation and masked attention included, kernels called by name (cuDNN) not; never less than the useful",
+  "counted as the step is written: recomputation and what attention masks included, but of attention kernels only what is seen; never less than the useful",
   "memory at {memory:.2f} TB/s: state in and out once, temporaries and what collectives bring written and read "
   "once; fused or repeated traffic is not known, so this is a lower bound",
   "links within a {group} at {inside:.0f} GB/s a device ({inside_source}), between {group}s at {outside:.1f} GB/s "

@@ -7,11 +7,13 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlit_jax import checks
 from mlit_jax import mesh as meshes
-from mlit_jax.model import decoder
+from mlit_jax.attention.choice import Choice
+from mlit_jax.model import decoder, kinds
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.planning import report
 from mlit_jax.planning.collectives import read_traffic
@@ -19,7 +21,7 @@ from mlit_jax.planning.compiling import Compiled, compile_step, written_flops
 from mlit_jax.planning.estimate import assumptions, estimate
 from mlit_jax.planning.search import Search
 from mlit_jax.planning.topologies import Topology
-from mlit_jax.training.flops import step_flops
+from mlit_jax.training.flops import attention_flops, step_flops
 
 
 def make_plan(
@@ -48,7 +50,9 @@ def make_plan(
   figures = _describe(c, cfg, topology, mesh, compiled, mean_segment)
   figures |= _program_figures(c, cfg, topology, groups, compiled, figures)
   if most:
-    figures["search"] = _search(c, cfg, mesh, topology, compile_choice, compiled, most, say)
+    figures["search"] = _search(
+      c, cfg, mesh, topology, compile_choice, compiled, most, say, mean_segment
+    )
   figures["advice"] = _advice(c, cfg, topology, mesh, figures)
   return figures
 
@@ -76,6 +80,7 @@ def _describe(c, cfg, topology, mesh, compiled, mean_segment) -> dict:
   rows, length = c.batch.rows, c.batch.max_length
   segments = row_segments(length, mean_segment, packed=c.batch.packing)
   useful = rows * step_flops(cfg, segments)
+  written = compiled.flops + kernel_flops(c, cfg, mesh, mean_segment)
   return {
     "topology": topology.name,
     "device": topology.device.name,
@@ -96,7 +101,7 @@ def _describe(c, cfg, topology, mesh, compiled, mean_segment) -> dict:
     "memory": report.memory_figures(compiled, topology),
     "sources": topology.device.sources,
     "useful_flops": useful,
-    "written_flops": compiled.flops,
+    "written_flops": written,
   }
 
 
@@ -107,8 +112,8 @@ def _program_figures(c, cfg, topology, groups, compiled, figures) -> dict:
   traffic = read_traffic(compiled.text, groups)
   device, devices = topology.device, len(topology.devices)
   passes = c.batch.microbatches * (2 if c.model.remat == "none" else 3)
-  # Kernels that are called by name are missing in what is written, so it may be the less.
-  flops = max(compiled.flops, figures["useful_flops"])
+  # The head is counted for all tokens in one, for trained ones in the other: either may be the less.
+  flops = max(figures["written_flops"], figures["useful_flops"])
   found = estimate(device, devices, flops, compiled.memory, traffic, passes)
   tokens = figures["tokens"]
   peak = device.peak_flops * devices
@@ -127,7 +132,7 @@ def row_segments(length: int, mean: int, *, packed: bool) -> list[int]:
   return [mean] * whole + [rest] * (rest > 0) if packed else [mean]
 
 
-def _search(c, cfg, mesh, topology, compile_choice, compiled, most, say) -> dict:
+def _search(c, cfg, mesh, topology, compile_choice, compiled, most, say, mean_segment) -> dict:
   """The most rows that fit, for each way to recompute, from the one that computes least."""
 
   def with_choice(remat: str, rows: int):
@@ -144,7 +149,7 @@ def _search(c, cfg, mesh, topology, compile_choice, compiled, most, say) -> dict
     return found.memory.peak, bool(fits)
 
   begun = max(1, c.batch.rows // meshes.batch_shards(mesh) // c.batch.microbatches)
-  cost = functools.partial(_cost, with_choice, cfg, mesh, begun)
+  cost = functools.partial(_cost, with_choice, cfg, mesh, begun, mean_segment)
   order = sorted(decoder.REMAT, key=cost)  # ties stay as REMAT has them
   search = Search(measure, topology.device.usable, most)
   search.note(c.model.remat, begun, compiled.memory.peak, bool(report.fits(compiled, topology)))
@@ -152,8 +157,27 @@ def _search(c, cfg, mesh, topology, compile_choice, compiled, most, say) -> dict
   return report.search_figures(found, list(search.tried.values()))
 
 
-def _cost(with_choice, cfg, mesh, rows, remat) -> float:
-  return written_flops(with_choice(remat, rows), cfg, mesh)
+def _cost(with_choice, cfg, mesh, rows, mean_segment, remat) -> float:
+  c = with_choice(remat, rows)
+  return written_flops(c, cfg, mesh) + kernel_flops(c, cfg, mesh, mean_segment)
+
+
+def kernel_flops(c, cfg: DecoderConfig, mesh: Mesh, mean_segment: int) -> float:
+  """Of attention kernels, which the trace does not show: all that is seen, and nothing that is masked.
+
+  Two products forward and, as the scores are computed again, five backward (FlashAttention 2); with
+  model.remat=full the forward ones twice.
+  """
+  choice = Choice.on(mesh, c.model.attention)
+  dtype = jnp.dtype(c.model.dtype)
+  needs = [
+    decoder.attention_needs(k.cfg, choice, c.batch.max_length, dtype) for k in kinds.kinds(cfg)
+  ]
+  if all(choice.backend(of).in_trace for of in needs):
+    return 0.0
+  segments = row_segments(c.batch.max_length, mean_segment, packed=c.batch.packing)
+  products = 9 if c.model.remat == "full" else 7
+  return c.batch.rows * attention_flops(cfg, segments) * products / 6
 
 
 def _advice(c, cfg: DecoderConfig, topology: Topology, mesh: Mesh, figures: dict) -> list[str]:
@@ -165,8 +189,8 @@ def _advice(c, cfg: DecoderConfig, topology: Topology, mesh: Mesh, figures: dict
       f"mesh.fsdp={fsdp} with mesh.context={context} does not divide the width {cfg.d_model}, so parameters and optimizer state lie whole on "
       f"every device; mesh.fsdp={fitting} with mesh.data={mesh.shape['data'] * fsdp // fitting} splits them"
     )
-  kinds = {of["kind"] for of in figures["collectives"] or ()}
-  if topology.platform == "tpu" and fsdp > 1 and kinds and "all-gather" not in kinds:
+  sent = {of["kind"] for of in figures["collectives"] or ()}
+  if topology.platform == "tpu" and fsdp > 1 and sent and "all-gather" not in sent:
     out.append(
       f"no parameter is gathered: with mesh.fsdp={fsdp} its parts are so small that the compiler adds up padded "
       "arrays instead, at twice the traffic; a smaller mesh.fsdp, with mesh.data for the rest, may be faster"

@@ -35,16 +35,20 @@ def step_flops(cfg: DecoderConfig, lengths: np.ndarray, trained: int | None = No
   lengths = np.asarray(lengths, np.float64)
   idle = (cfg.num_experts - cfg.experts_per_token) * 3 * cfg.d_model * cfg.d_ff * cfg.num_layers
   matmul = _num_in_matmuls(cfg) - idle
-  attention = 0.0
-  for kind in kinds(cfg):
-    for window in kind.cfg.windows:
-      beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)
-      pairs = float(np.sum(lengths**2 - beyond**2))
-      attention += kind.cfg.num_heads * kind.cfg.head_dim * pairs
   tokens = float(lengths.sum())
   untrained = 0.0 if trained is None else tokens - trained
   head = cfg.vocab_size * cfg.d_model
-  return 6.0 * (matmul * tokens - head * untrained + attention)
+  return 6.0 * (matmul * tokens - head * untrained) + attention_flops(cfg, lengths)
+
+
+def attention_flops(cfg: DecoderConfig, lengths: np.ndarray) -> float:
+  """What of step_flops is the scores and what they weigh: two products forward and four backward."""
+  lengths, out = np.asarray(lengths, np.float64), 0.0
+  for kind in kinds(cfg):
+    for window in kind.cfg.windows:
+      beyond = np.maximum(lengths - window, 0.0) if window else np.zeros_like(lengths)
+      out += kind.cfg.num_heads * kind.cfg.head_dim * float(np.sum(lengths**2 - beyond**2))
+  return 6.0 * out
 
 
 @functools.lru_cache

@@ -1,5 +1,8 @@
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
@@ -7,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from mlit_jax.config import load_config
 from mlit_jax.mesh import make_mesh
 from mlit_jax.model.config import from_scratch
+from mlit_jax.planning import planner
 from mlit_jax.planning.arithmetic import product_flops
 from mlit_jax.planning.compiling import written_flops
 from tests.commands import ROOT
@@ -99,14 +103,28 @@ def test_a_whole_step_on_any_mesh(fsdp, microbatches):
   assert written_flops(c, cfg, mesh) == rows * (6 * weights * T + squares)
 
 
-def test_a_kernel_that_runs_as_often_as_its_data_say_is_counted_as_its_writer_says():
+def test_kernels_do_not_count():
+  """Whoever plans adds what theirs do: a trace does not tell which parts of its grid a kernel skips."""
+
   def kernel(x_ref, y_ref, o_ref):
     o_ref[...] = x_ref[...] @ y_ref[...]
 
-  def program(n, x, y):
-    shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
-    cost = pl.CostEstimate(flops=12345, transcendentals=0, bytes_accessed=0)
-    return pl.pallas_call(kernel, grid=(n,), out_shape=shape, cost_estimate=cost)(x, y)
-
+  shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   x = jnp.zeros((8, 8))
-  assert product_flops(jax.make_jaxpr(program)(jnp.int32(3), x, x)) == 12345
+  assert flops(pl.pallas_call(kernel, grid=(3,), out_shape=shape), x, x) == 0
+
+
+@pytest.mark.parametrize("remat, products", [("attention_saved", 7), ("full", 9)])
+def test_attention_of_kernels_is_added_to_a_plan(remat, products):
+  c = load_config(str(ROOT / "configs" / "quickstart.py"))
+  c.model.remat, c.model.attention, c.batch.max_length, c.batch.rows = remat, "xla_chunked", 256, 3
+  sizes = dict(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64)
+  cfg, mesh = from_scratch(sizes, 100), make_mesh(fsdp=1, devices=jax.devices()[:1])
+  assert planner.kernel_flops(c, cfg, mesh, 0) == 0
+  gpu = types.SimpleNamespace(
+    devices=np.array([types.SimpleNamespace(platform="gpu", compute_capability="9.0")])
+  )
+  c.model.attention, c.model.dtype = "cudnn", "bfloat16"
+  pairs = 128**2 / 2 * 2  # two causal segments of 128
+  of_a_product = 2 * pairs * 64 * cfg.num_layers * c.batch.rows
+  assert planner.kernel_flops(c, cfg, gpu, 128) == pytest.approx(of_a_product * products)
