@@ -75,15 +75,18 @@ class Optimizer(NamedTuple):
   shardings: Callable  # (param_shardings, param_shapes, mesh) -> those of the state
 
 
-def make_optimizer(cfg: OptimizerConfig, steps: int, specs: dict, *, seed: int = 0) -> Optimizer:
+def make_optimizer(
+  cfg: OptimizerConfig, steps: int, specs: dict, *, seed: int = 0, by_layer: bool = False
+) -> Optimizer:
   """The optimizer of the config, for parameters with these specs; matrices decay, all else does not.
 
   Its state is a dict like that of the parameters, with a dict of arrays in place of each. Clipping happens
-  in the step, where the norm is known anyway. `seed` is that of rounding by chance.
+  in the step, where the norm is known anyway. `seed` is that of rounding by chance. `by_layer`: every rule goes
+  layer by layer, also one that could take a whole stack.
   """
   schedule = make_schedule(cfg, steps)
   leaves = jax.tree.map_with_path(
-    lambda path, spec: _make_leaf(cfg, "/".join(k.key for k in path), spec),
+    lambda path, spec: _make_leaf(cfg, "/".join(k.key for k in path), spec, by_layer),
     specs,
     is_leaf=lambda s: hasattr(s, "axes"),
   )
@@ -163,7 +166,7 @@ class _Leaf:
     return rounding.round_to(new, p.dtype, None if bits is None else rounding.low(bits)), state
 
 
-def _make_leaf(cfg: OptimizerConfig, path: str, spec) -> _Leaf:
+def _make_leaf(cfg: OptimizerConfig, path: str, spec, by_layer: bool) -> _Leaf:
   name, is_stacked = path.split("/")[-1], spec.axes[:1] == ("layers",)
   shape, axes = (spec.shape[1:], spec.axes[1:]) if is_stacked else (spec.shape, spec.axes)
   matrix = rules.matrix_of(name, axes)
@@ -180,8 +183,8 @@ def _make_leaf(cfg: OptimizerConfig, path: str, spec) -> _Leaf:
     L = spec.shape[0]
     kept = {n: moments.Kept((L, *k.shape), ("layers", *k.axes), k.dtype) for n, k in kept.items()}
   decays = len(spec.axes) > 1 and not any(word in name for word in rules.NAMED_VECTORS)
-  # Elementwise rules need no loop: XLA makes one pass of them, whole values in float32 are never stored.
-  by_layer = is_stacked and (cfg.name != "adamw" or cfg.moments == "int8")
+  # The others are elementwise.
+  by_layer = is_stacked and (by_layer or cfg.name != "adamw" or cfg.moments == "int8")
   return _Leaf(path, rule, kept, cfg.weight_decay if decays else 0.0, by_layer)
 
 
