@@ -23,11 +23,12 @@ CFG = DecoderConfig(
 )  # fmt: skip
 SPECS = decoder.param_specs(CFG)
 KINDS = [
-  ("adamw", "float32", "bfloat16"),
   ("adamw", "bfloat16", "bfloat16"),
-  ("adamw", "int8", "float32"),
-  ("muon", "int8", "bfloat16"),
-  ("adafactor", "float32", "bfloat16"),
+  # The others are compiled for tens of seconds.
+  pytest.param("adamw", "float32", "bfloat16", marks=pytest.mark.slow),
+  pytest.param("adamw", "int8", "float32", marks=pytest.mark.slow),
+  pytest.param("muon", "int8", "bfloat16", marks=pytest.mark.slow),
+  pytest.param("adafactor", "float32", "bfloat16", marks=pytest.mark.slow),
 ]
 every_kind = pytest.mark.parametrize("name, moments, param_dtype", KINDS)
 
@@ -235,6 +236,7 @@ def test_saved_and_begun_again_is_the_same_bit_by_bit(tmp_path, name, moments, p
   assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_microbatches_add_up_in_bfloat16(assert_close):
   """Gradients summed in bfloat16 are near those of one batch, and not the same."""
   whole, parts = (Trainer("adamw", "float32", "bfloat16", microbatches=n) for n in (1, 4))
