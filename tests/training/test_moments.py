@@ -126,7 +126,8 @@ def test_eight_bits_keep_values_of_very_different_size():
       jnp.max(tiles(jnp.abs(found)), axis=(1, 3)), jnp.max(tiles(jnp.abs(value)), axis=(1, 3)), rtol=1e-6
     )  # fmt: skip
     # And what is decoded is on average what was put in.
-    many = [moments.load(moments.store(like, name, value, rounding.low(bits_of(i))), name) for i in range(200)]  # fmt: skip
+    again = lambda i: moments.load(moments.store(like, name, value, rounding.low(bits_of(i))), name)  # noqa: B023, E731
+    many = jax.lax.map(again, jnp.arange(200))
     mean = np.mean(many, axis=0)
     assert float(jnp.sum(mean * jnp.sign(value)) / jnp.sum(jnp.abs(value))) == pytest.approx(1, abs=2e-3)  # fmt: skip
 

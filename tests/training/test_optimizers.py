@@ -189,6 +189,7 @@ def test_moments_lie_where_their_parameters_do(name, moments, param_dtype):
   assert checked > 20
 
 
+@pytest.mark.slow
 @every_kind
 def test_any_mesh_equals_one_device(name, moments, param_dtype):
   one, many = (Trainer(name, moments, param_dtype, sizes=sizes) for sizes in ((1, 1, 1), (2, 2, 2)))
