@@ -25,8 +25,9 @@ def get_config():
   c.model = m = ConfigDict(convert_dict=False)
   m.path = ""  # Hugging Face folder or hub id of the base model; "" makes a new one of `sizes`
   m.sizes = {}  # of a model from scratch: d_model, num_layers, num_heads, num_kv_heads, d_ff, ...
-  m.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
-  m.remat = "attention_saved"  # or none, full: what the backward pass computes again
+  m.dtype = "bfloat16"  # of the computation
+  m.param_dtype = "float32"  # or bfloat16, rounded up or down by chance: docs/memory.md
+  m.remat = "attention_saved"  # or none, dots_saved, offload, full: docs/memory.md
   # The fastest that can; or xla, xla_chunked; on GPU cudnn, mosaic_gpu; on TPU splash, jax_splash:
   m.attention = "auto"  # see docs/attention.md
   m.loss_chunk = 0  # trained tokens whose logits a device holds at a time; 0: by size; -1: all
@@ -62,8 +63,11 @@ def get_config():
   b.max_length = 1024  # tokens of a row
   b.packing = True  # several examples in one row, isolated from one another
   b.microbatches = 1  # a step in so many parts, one after the other, to save memory
+  b.accumulation_dtype = "float32"  # or bfloat16: of the sum of the parts' gradients
 
   c.optimizer = o = ConfigDict(convert_dict=False)
+  o.name = "adamw"  # or muon, adafactor: docs/memory.md
+  o.moments = "float32"  # what is kept of adamw and muon between steps; or bfloat16, int8
   o.learning_rate = 1e-5  # at its peak
   o.schedule = "cosine"  # after the warmup: cosine | linear | constant
   o.warmup_steps = 0

@@ -25,6 +25,7 @@ from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder, kinds
 from mlit_jax.model.config import DecoderConfig, media_tokens, text_config
+from mlit_jax.training import moments, optimizer
 from mlit_jax.training.profile import parse_steps
 from mlit_jax.training.trackers import check_trackers
 
@@ -95,13 +96,22 @@ def check_config(c) -> None:
     raise UserError("a model from scratch (model.path is empty) needs tokenizer.path")
   for key, allowed in (
     ("model.dtype", ("bfloat16", "float32")),
+    ("model.param_dtype", ("float32", "bfloat16")),
     ("model.remat", decoder.REMAT),
     ("model.attention", attention.NAMES),
+    ("batch.accumulation_dtype", ("float32", "bfloat16")),
+    ("optimizer.name", optimizer.NAMES),
+    ("optimizer.moments", moments.FORMATS),
     ("data.groups", GROUPS),
     ("data.bad_rows", ("error", "drop")),
   ):
     if values[key] not in allowed:
       raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
+  if c.optimizer.name == "adafactor" and c.optimizer.moments != "float32":
+    raise UserError(
+      f"optimizer.moments is {c.optimizer.moments!r}, but adafactor keeps sums of rows and columns, in float32; leave "
+      "optimizer.moments at 'float32', or use optimizer.name = 'adamw'"
+    )
   check_trackers(c.log.trackers)
   if c.eval.patience and not (c.eval.every_steps and (c.eval.sets or c.eval.suites)):
     raise UserError(
@@ -137,6 +147,11 @@ def check_mesh(c, cfg: DecoderConfig, mesh) -> None:
     raise UserError(
       f"mesh.context {context} * mesh.tensor {mesh.shape['tensor']} does not divide the model's {heads} query heads, "
       "which are spread over both while attention sees whole rows; change one of them"
+    )
+  if c.model.remat == "offload" and meshes.platform(mesh) == "cpu":
+    raise UserError(
+      "model.remat is 'offload', but on a CPU activations lie in host memory already; use 'attention_saved', which "
+      "keeps the same of them"
     )
 
 

@@ -148,14 +148,19 @@ class Job:
 
   def begin(self, base) -> State:
     """Parameters of the base model, or fresh ones; an optimizer that has seen nothing."""
-    shardings = self.stepping.shardings
+    shardings, dtype = self.stepping.shardings, self.stepping.param_dtype
     if base:
       with self.terminal.transfer("import") as progress:
-        params = load.load_params(base.folder, self.cfg, shardings.params, progress=progress)
+        params = load.load_params(
+          base.folder, self.cfg, shardings.params, dtype=dtype, progress=progress
+        )
     else:
-      init = jax.jit(lambda key: decoder.init_params(self.cfg, key), out_shardings=shardings.params)
+      init = jax.jit(
+        lambda key: decoder.init_params(self.cfg, key, dtype), out_shardings=shardings.params
+      )
       params = init(jax.random.key(self.c.seed))
-    return jax.jit(self.stepping.first_state, out_shardings=shardings)(params)
+    first_state = jax.jit(self.stepping.first_state, out_shardings=shardings, donate_argnums=0)
+    return first_state(params)
 
   def evaluate(self, step: int, params) -> float | None:
     """All sets and languages at this step: files, events and lines; returns the metric for `best`."""

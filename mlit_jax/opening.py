@@ -48,7 +48,7 @@ class Opened:
 
   name: str
   cfg: DecoderConfig
-  params: dict  # float32, on the mesh
+  params: dict  # float32, or in the model.param_dtype of a run; on the mesh
   tokenizer: Tokenizer
   files: dict[str, bytes]
   dtypes: dict[str, str] | str  # of the tensors of the base model
@@ -80,7 +80,8 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
   number = resolve_step(root / "checkpoints", step, lower_is_better=_lower_is_better(config))
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   with Checkpoints(root / "checkpoints", read_only=True) as checkpoints:
-    params = checkpoints.restore_params(number, abstract_like(decoder.param_shapes(cfg), shardings))
+    shapes = decoder.param_shapes(cfg, config["model"]["param_dtype"])
+    params = checkpoints.restore_params(number, abstract_like(shapes, shardings))
   # A tokenizer that the config names replaces the base model's; its files are kept with the run.
   t = config["tokenizer"]
   tokenizer = Tokenizer.load(

@@ -58,7 +58,7 @@ def main() -> int:
     "--search", action="store_true", help="find the most rows and the least remat"
   )
   parser.add_argument(
-    "--max_compilations", type=int, default=15, help="of the search, the first included"
+    "--max_compilations", type=int, default=20, help="of the search, the first included"
   )
   parser.add_argument(
     "--memory_gib",

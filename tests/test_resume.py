@@ -52,12 +52,11 @@ def assert_done(config, workdir, *args):
 def final_state(config, workdir) -> State:
   """Parameters, moments and step, as they lie in the last checkpoint."""
   cfg = open_workdir(workdir, "latest", meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1])).cfg
-  optimizer = make_optimizer(OptimizerConfig(**load_config(str(config)).optimizer), STEPS)
+  specs = decoder.param_specs(cfg)
+  optimizer = make_optimizer(OptimizerConfig(**load_config(str(config)).optimizer), STEPS, specs)
   shapes = decoder.param_shapes(cfg)
   mesh = meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  shardings = state_shardings(
-    optimizer, meshes.param_shardings(decoder.param_specs(cfg), mesh), shapes, mesh
-  )
+  shardings = state_shardings(optimizer, meshes.param_shardings(specs, mesh), shapes, mesh)
   abstract = jax.eval_shape(lambda p: State(np.int32(0), p, optimizer.init(p)), shapes)
   step = resolve_step(workdir / "checkpoints", "latest")
   assert step == STEPS

@@ -15,13 +15,14 @@ from flax import nnx
 from mlit_jax import mesh
 from mlit_jax.attention import dense
 from mlit_jax.attention.choice import PLAIN, Choice, Needs, attend
-from mlit_jax.attention.scoring import Rows, Scoring, is_saved
+from mlit_jax.attention.scoring import SAVED, Rows, Scoring, is_saved
 from mlit_jax.head import Head, head_logits
 from mlit_jax.model import kinds, layers, rope
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.routing import Routing, routing_sums
 
-REMAT = ("none", "attention_saved", "full")
+# What the backward pass finds ready, from most memory to least; see docs/memory.md.
+REMAT = ("none", "dots_saved", "attention_saved", "offload", "full")
 _KV_AXES = ("batch", "length", "kv_heads", "head_dim")
 
 
@@ -49,22 +50,22 @@ def param_specs(cfg: DecoderConfig) -> dict:
   return specs
 
 
-def param_shapes(cfg: DecoderConfig) -> dict:
-  """Nested dict of jax.ShapeDtypeStruct, float32."""
+def param_shapes(cfg: DecoderConfig, dtype=jnp.float32) -> dict:
+  """Nested dict of jax.ShapeDtypeStruct."""
   return jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(cfg), is_leaf=is_spec
+    lambda s: jax.ShapeDtypeStruct(s.shape, dtype), param_specs(cfg), is_leaf=is_spec
   )
 
 
-def init_params(cfg: DecoderConfig, key: jax.Array) -> dict:
-  """Fresh float32 parameters; each one's key depends on its path alone."""
+def init_params(cfg: DecoderConfig, key: jax.Array, dtype=jnp.float32) -> dict:
+  """Fresh parameters; each one's key depends on its path alone."""
 
   def init(path, s):
     name = "/".join(k.key for k in path)
     if s.std == 0:
-      return jnp.full(s.shape, s.mean, jnp.float32)
+      return jnp.full(s.shape, s.mean, dtype)
     leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    return s.mean + s.std * jax.random.normal(leaf_key, s.shape, jnp.float32)
+    return (s.mean + s.std * jax.random.normal(leaf_key, s.shape, jnp.float32)).astype(dtype)
 
   return jax.tree.map_with_path(init, param_specs(cfg), is_leaf=is_spec)
 
@@ -373,7 +374,21 @@ def _with_remat(layer, remat: str):
   assert remat in REMAT, remat
   if remat == "none":
     return layer
-  policy = None if remat == "full" else is_saved
+  policies = jax.checkpoint_policies
+  policy = {
+    "full": None,
+    "attention_saved": is_saved,
+    # Products with weights, which have no batch axes; attention's two have, and are quadratic in length.
+    "dots_saved": policies.save_from_both_policies(
+      policies.dots_with_no_batch_dims_saveable, is_saved
+    ),
+    "offload": policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[SAVED],
+      offload_src="device",
+      offload_dst="pinned_host",
+    ),
+  }[remat]
   return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 

@@ -150,11 +150,16 @@ def _search(c, cfg, mesh, topology, compile_choice, compiled, most, say, mean_se
 
   begun = max(1, c.batch.rows // meshes.batch_shards(mesh) // c.batch.microbatches)
   cost = functools.partial(_cost, with_choice, cfg, mesh, begun, mean_segment)
-  order = sorted(decoder.REMAT, key=cost)  # ties stay as REMAT has them
+  order = sorted(remat_choices(topology.platform), key=cost)  # ties stay as REMAT has them
   search = Search(measure, topology.device.usable, most)
   search.note(c.model.remat, begun, compiled.memory.peak, bool(report.fits(compiled, topology)))
   found = search.run(order, begun)
   return report.search_figures(found, list(search.tried.values()))
+
+
+def remat_choices(platform: str) -> list[str]:
+  """What a search tries. Only TPU compilers tell of what lies in host memory."""
+  return [remat for remat in decoder.REMAT if remat != "offload" or platform == "tpu"]
 
 
 def _cost(with_choice, cfg, mesh, rows, mean_segment, remat) -> float:

@@ -1,15 +1,23 @@
-"""AdamW and its learning rate."""
+"""The optimizer of a config, its state and where that lies; and the learning rate."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from mlit_jax import mesh as meshes
 from mlit_jax.errors import UserError
+from mlit_jax.training import moments, rounding, rules
 
 SCHEDULES = ("cosine", "linear", "constant")
+NAMES = ("adamw", "adafactor", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,8 @@ class OptimizerConfig:
   eps: float
   gradient_clip_norm: float
   z_loss: float = 0.0
+  name: str = "adamw"
+  moments: str = "float32"
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -55,24 +65,150 @@ def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
   return optax.join_schedules([warmup, decay], [cfg.warmup_steps])
 
 
-def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """AdamW with float32 moments (Loshchilov & Hutter 2019); matrices decay, norms, biases and scalars do not.
+class Optimizer(NamedTuple):
+  """Writes parameters itself, where optax hands out differences: rounding by chance is to be done once."""
 
-  Clipping happens in the step, where the norm is known anyway.
+  init: Callable  # params -> state
+  apply: (
+    Callable  # (grads, scale, state, params, step) -> (params, state), by the gradients times scale
+  )
+  shardings: Callable  # (param_shardings, param_shapes, mesh) -> those of the state
+
+
+def make_optimizer(
+  cfg: OptimizerConfig, steps: int, specs: dict, *, seed: int = 0, by_layer: bool = False
+) -> Optimizer:
+  """The optimizer of the config, for parameters with these specs; matrices decay, all else does not.
+
+  Its state is a dict like that of the parameters, with a dict of arrays in place of each. Clipping happens
+  in the step, where the norm is known anyway. `seed` is that of rounding by chance. `by_layer`: every rule goes
+  layer by layer, also one that could take a whole stack.
   """
-  return optax.adamw(
-    make_schedule(cfg, steps),
-    b1=cfg.b1,
-    b2=cfg.b2,
-    eps=cfg.eps,
-    weight_decay=cfg.weight_decay,
-    mask=_decays,
+  schedule = make_schedule(cfg, steps)
+  leaves = jax.tree.map_with_path(
+    lambda path, spec: _make_leaf(cfg, "/".join(k.key for k in path), spec, by_layer),
+    specs,
+    is_leaf=lambda s: hasattr(s, "axes"),
   )
 
+  def init(params):
+    del params  # neither their values nor their dtypes matter
+    return jax.tree.map(
+      lambda leaf: {name: jnp.zeros(k.shape, k.dtype) for name, k in leaf.kept.items()}, leaves
+    )
 
-def _decays(params):
-  return jax.tree.map_with_path(
-    # One axis at most, that of the layers: scalars.
-    lambda path, p: p.ndim > 1 and not any(word in path[-1].key for word in ("scale", "bias")),
-    params,
-  )
+  def apply(grads, scale, state, params, step):
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+    now = _Now(schedule(step), (step + 1).astype(jnp.float32), scale, key)
+    out = {
+      stack: _update_stack(now, of, params[stack], state[stack], grads[stack])
+      for stack, of in leaves.items()
+    }
+    params, state = ({stack: new[i] for stack, new in out.items()} for i in (0, 1))
+    return params, state
+
+  def shardings(param_shardings, param_shapes, mesh):
+    del param_shardings, param_shapes  # the specs say as much
+    return meshes.param_shardings(jax.tree.map(lambda leaf: leaf.kept, leaves), mesh)
+
+  return Optimizer(init, apply, shardings)
+
+
+def from_optax(transform: optax.GradientTransformation) -> Optimizer:
+  """One of optax's, for float32 parameters."""
+
+  def apply(grads, scale, state, params, step):
+    del step
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    updates, state = transform.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  def shardings(param_shardings, param_shapes, mesh):
+    return optax.tree.map_params(
+      transform,
+      lambda _, sharding: sharding,
+      jax.eval_shape(transform.init, param_shapes),
+      param_shardings,
+      transform_non_params=lambda _: NamedSharding(mesh, P()),
+    )
+
+  return Optimizer(transform.init, apply, shardings)
+
+
+class _Now(NamedTuple):
+  """What all updates of one step share."""
+
+  rate: jax.Array
+  t: jax.Array  # steps, this one included
+  scale: jax.Array  # of the gradients
+  key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+  """How one parameter is updated; a leaf to JAX."""
+
+  path: str
+  rule: rules.AdamW | rules.Adafactor | rules.Muon
+  kept: dict[str, moments.Kept]
+  decay: float
+  by_layer: bool  # whether the rule is for one layer's slice
+
+  def update(self, now: _Now, layer, p, state: dict, g) -> tuple[jax.Array, dict]:
+    """The new parameter and state, of the whole array or of the slice of one layer."""
+    bits = None
+    if any(x.dtype != jnp.float32 for x in (p, *state.values())):
+      key = rounding.path_key(now.key, self.path)
+      bits = rounding.random_bits(key if layer is None else jax.random.fold_in(key, layer), p.shape)
+    p_f32 = p.astype(jnp.float32)
+    direction, state = self.rule.update(g.astype(jnp.float32) * now.scale, state, now.t, bits)
+    new = p_f32 - now.rate * (direction + self.decay * p_f32)
+    return rounding.round_to(new, p.dtype, None if bits is None else rounding.low(bits)), state
+
+
+def _make_leaf(cfg: OptimizerConfig, path: str, spec, by_layer: bool) -> _Leaf:
+  name, is_stacked = path.split("/")[-1], spec.axes[:1] == ("layers",)
+  shape, axes = (spec.shape[1:], spec.axes[1:]) if is_stacked else (spec.shape, spec.axes)
+  matrix = rules.matrix_of(name, axes)
+  is_vector = matrix is None
+  # Norms and biases are few: eight bits would save nothing there.
+  kept_as = "float32" if is_vector else cfg.moments
+  rule = rules.AdamW(cfg.b1, cfg.b2, cfg.eps, kept_as)
+  if cfg.name == "adafactor":
+    rule = rules.Adafactor(matrix)
+  elif cfg.name == "muon" and not (is_vector or rules.is_table(axes)):
+    rule = rules.Muon(matrix, kept_as)
+  kept = rule.kept(moments.Kept(shape, axes, None))
+  if is_stacked:
+    L = spec.shape[0]
+    kept = {n: moments.Kept((L, *k.shape), ("layers", *k.axes), k.dtype) for n, k in kept.items()}
+  decays = len(spec.axes) > 1 and not any(word in name for word in rules.NAMED_VECTORS)
+  # The others are elementwise.
+  by_layer = is_stacked and (by_layer or cfg.name != "adamw" or cfg.moments == "int8")
+  return _Leaf(path, rule, kept, cfg.weight_decay if decays else 0.0, by_layer)
+
+
+def _update_stack(now: _Now, leaves, params, state, grads):
+  """(params, state) of what lies under one name at the top; a layer at a time where rules are for a layer."""
+  each = jax.tree.leaves(leaves)
+  if not all(leaf.by_layer for leaf in each):
+    assert not any(leaf.by_layer for leaf in each), [leaf.path for leaf in each]
+    return _update_all(now, None, leaves, params, state, grads)
+
+  def update_layer(i, carry):
+    take = lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False)  # noqa: E731
+    new = _update_all(now, i, leaves, *jax.tree.map(take, (*carry, grads)))
+    put = lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, i, 0)  # noqa: E731
+    return jax.tree.map(put, carry, new)
+
+  num_layers = len(jax.tree.leaves(params)[0])
+  return jax.lax.fori_loop(0, num_layers, update_layer, (params, state))
+
+
+def _update_all(now: _Now, layer, leaves, params, state, grads):
+  def update(leaf, *arrays):
+    return leaf.update(now, layer, *arrays)
+
+  out = jax.tree.map(update, leaves, params, state, grads)
+  first = jax.tree.map(lambda _, new: new[0], leaves, out)
+  return first, jax.tree.map(lambda _, new: new[1], leaves, out)

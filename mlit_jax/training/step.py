@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +15,7 @@ from mlit_jax.batch import Batch
 from mlit_jax.routing import Routing, balance_loss
 from mlit_jax.training.head_loss import AUTOMATIC, usual_chunk
 from mlit_jax.training.loss import Sums, batch_loss
+from mlit_jax.training.optimizer import Optimizer
 
 
 class State(NamedTuple):
@@ -23,7 +23,7 @@ class State(NamedTuple):
 
   step: jax.Array  # int32, steps done
   params: dict
-  opt_state: optax.OptState
+  opt_state: dict
 
 
 class StepMetrics(NamedTuple):
@@ -33,28 +33,23 @@ class StepMetrics(NamedTuple):
   grad_norm: jax.Array
 
 
-def state_shardings(optimizer, param_shardings: dict, param_shapes: dict, mesh: Mesh) -> State:
+def state_shardings(
+  optimizer: Optimizer, param_shardings: dict, param_shapes: dict, mesh: Mesh
+) -> State:
   """Where the state lives: moments like their parameters, all else replicated."""
-  everywhere = NamedSharding(mesh, P())
-  opt_shapes = jax.eval_shape(optimizer.init, param_shapes)
-  opt = optax.tree.map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    opt_shapes,
-    param_shardings,
-    transform_non_params=lambda _: everywhere,
-  )
-  return State(step=everywhere, params=param_shardings, opt_state=opt)
+  opt = optimizer.shardings(param_shardings, param_shapes, mesh)
+  return State(step=NamedSharding(mesh, P()), params=param_shardings, opt_state=opt)
 
 
 def make_train_step(
   forward: Callable,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   shardings: State,
   mesh: Mesh,
   *,
   num_languages: int,
   microbatches: int = 1,
+  accumulation_dtype=jnp.float32,
   clip_norm: float = 0.0,
   num_experts: int = 0,
   router_loss_weight: float = 0.0,
@@ -67,6 +62,7 @@ def make_train_step(
   and the division happens once, before clipping.
 
   forward, loss_chunk, z_loss: see batch_loss; AUTOMATIC is what suits the mesh's devices.
+  accumulation_dtype: of the sum of the microbatches' gradients; one microbatch has none.
 
   With experts, router_loss_weight * balance_loss is added. Its figure in the sums is that of the whole
   batch, on any mesh and in any number of microbatches; so is its gradient on any mesh. But the loss is a
@@ -90,20 +86,23 @@ def make_train_step(
 
     def add(carry, part):
       (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, part, per_token)
-      return jax.tree.map(jnp.add, carry, (grads, sums)), None
+      grads, sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (grads, sums))
+      return (grads, sums), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params), _zero_sums(num_languages, num_experts)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, accumulation_dtype), params)
+    zeros = zeros, _zero_sums(num_languages, num_experts)
     return jax.lax.scan(add, zeros, split_rows(batch, microbatches))[0]
 
   def step(state: State, batch: Batch) -> tuple[State, StepMetrics]:
     grads, sums = grads_and_sums(state.params, batch)
     trained = jnp.maximum(jnp.sum(sums.trained), 1).astype(jnp.float32)
-    grads = jax.tree.map(lambda g: g / trained, grads)
-    norm = optax.tree.norm(grads)
+    norm = _norm(grads) / trained
+    scale = 1 / trained
     if clip_norm:
-      grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / (norm + 1e-6)), grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+      scale *= jnp.minimum(1.0, clip_norm / (norm + 1e-6))
+    # The scale is the optimizer's to apply: in bfloat16 gradients would be rounded once more, and in float32
+    # they would be a second time in memory.
+    params, opt_state = optimizer.apply(grads, scale, state.opt_state, state.params, state.step)
     return State(state.step + 1, params, opt_state), StepMetrics(sums, norm)
 
   everywhere = NamedSharding(mesh, P())
@@ -113,6 +112,12 @@ def make_train_step(
     out_shardings=(shardings, everywhere),
     donate_argnums=0,
   )
+
+
+def _norm(grads) -> jax.Array:
+  """Of all values together, added up in float32."""
+  squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
+  return jnp.sqrt(sum(squares))
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:

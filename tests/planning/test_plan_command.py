@@ -64,7 +64,7 @@ def test_the_quick_start(tmp_path):
   m = f["memory"]
   # 2,803,392 parameters, of which every one is split over the eight devices.
   assert f["parameters"] == 2_803_392 and m["params"] == 2_803_392 * 4 // 8
-  assert m["optimizer"] == 2 * m["params"] + 3 * 4  # and three counters
+  assert m["optimizer"] == 2 * m["params"] + 4  # and the number of the step
   assert m["batch"] == 6 * 1 * 256 * 4
   assert m["arguments"] == m["params"] + m["optimizer"] + m["batch"]
   assert m["peak"] == m["arguments"] + m["temporaries"] and m["temporaries"] > m["params"]
@@ -96,7 +96,7 @@ def test_other_families(tmp_path, variant, mesh):
     **{k: int(v) for k, v in sizes.items()}, devices=open_topology("cpu:4").devices
   )
   m = f["memory"]
-  assert 0 <= m["params"] + m["optimizer"] - state_bytes(cfg, built) <= 12
+  assert 0 <= m["params"] + m["optimizer"] - state_bytes(cfg, built) <= 4
   assert m["arguments"] == m["params"] + m["optimizer"] + m["batch"]
   assert f["rows"] == 2 * meshes.batch_shards(built) * f["microbatches"]
   assert f["family"] == variant and f["parameters"] == decoder.count_params(cfg)
@@ -104,8 +104,8 @@ def test_other_families(tmp_path, variant, mesh):
 
 
 def test_search(tmp_path, monkeypatch):
-  """Of a compiler whose peaks are known: remat none 100 a row, attention_saved 40, full 30, in MiB, and 200 always."""
-  per_row = {"none": 100, "attention_saved": 40, "full": 30}
+  """Of a compiler whose peaks are known: remat none 100 a row, the others less, in MiB, and 200 always."""
+  per_row = {"none": 100, "dots_saved": 60, "attention_saved": 40, "full": 30}
   asked = []
 
   def compile_step(c, cfg, mesh, topology, num_languages):
@@ -117,9 +117,14 @@ def test_search(tmp_path, monkeypatch):
   monkeypatch.setattr(planner, "compile_step", compile_step)
   out, f = planned(tmp_path, "--topology", "cpu:8", "--memory_gib", 0.5, "--search")
   found = {of["remat"]: of["rows_per_device"] for of in f["search"]["largest"]}
-  assert found == {"none": 3, "attention_saved": 7, "full": 10}  # (512 - 200) / 100, 40, 30
+  assert found == {
+    "none": 3,
+    "dots_saved": 5,
+    "attention_saved": 7,
+    "full": 10,
+  }  # (512 - 200) / 100, 60, ..
   assert next(iter(found)) == "none" and all(of["proven"] for of in f["search"]["largest"])
-  assert f["search"]["compilations"] == len(asked) == len(set(asked)) <= 15
+  assert f["search"]["compilations"] == len(asked) == len(set(asked)) <= 20
   assert (
     "model.remat=none with batch.rows=24" in out and "model.remat=full with batch.rows=80" in out
   )

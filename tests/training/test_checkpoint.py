@@ -11,10 +11,11 @@ from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower, resolve_step
+from mlit_jax.training.optimizer import from_optax
 from mlit_jax.training.step import State, state_shardings
 
 CFG = DecoderConfig(family="llama", vocab_size=16, d_model=8, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=12)  # fmt: skip
-OPTIMIZER = optax.adamw(1e-3)
+OPTIMIZER = from_optax(optax.adamw(1e-3))
 
 
 def shardings_on(*sizes) -> State:

@@ -15,6 +15,7 @@ from mlit_jax.attention.choice import Choice
 from mlit_jax.batch import Batch
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.training.optimizer import from_optax
 from mlit_jax.training.step import State, make_train_step, state_shardings
 
 ROWS, LENGTH, LANGUAGES = 8, 16, 3
@@ -59,7 +60,7 @@ def make_batch() -> Batch:
 def one_step(cfg, sizes: dict, attention: str):
   """(metrics, gradient) of a step, on the host."""
   mesh = meshes.make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
-  optimizer = optax.sgd(0.1, momentum=0.9)  # after one step its trace is the gradient
+  optimizer = from_optax(optax.sgd(0.1, momentum=0.9))  # after one step its trace is the gradient
   shardings = state_shardings(
     optimizer,
     meshes.param_shardings(decoder.param_specs(cfg), mesh),

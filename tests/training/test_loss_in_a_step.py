@@ -13,6 +13,7 @@ from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.training.head_loss import PLAIN
 from mlit_jax.training.loss import batch_loss
+from mlit_jax.training.optimizer import from_optax
 from mlit_jax.training.step import State, make_train_step, state_shardings
 from tests.training.test_step import LANGUAGES, ROWS, make_batch
 
@@ -36,7 +37,7 @@ class Step:
     self.mesh = meshes.make_mesh(
       **sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))]
     )
-    optimizer = optax.sgd(0.1, momentum=0.9)  # after one step its trace is the gradient
+    optimizer = from_optax(optax.sgd(0.1, momentum=0.9))  # after one step its trace is the gradient
     shardings = state_shardings(
       optimizer,
       meshes.param_shardings(decoder.param_specs(cfg), self.mesh),

@@ -14,6 +14,7 @@ from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.routing import Routing, balance_loss
 from mlit_jax.training import flops
+from mlit_jax.training.optimizer import from_optax
 from mlit_jax.training.step import State, make_train_step, split_rows, state_shardings
 from tests.training.test_step import LANGUAGES, ROWS, make_batch
 
@@ -37,7 +38,7 @@ def one_step(cfg, *, sizes=None, microbatches=1):
   """(metrics, gradient, where the experts lie) of a step of plain SGD, put together as job.py does it."""
   sizes = sizes or dict(fsdp=1)
   mesh = meshes.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
-  optimizer = optax.sgd(0.1, momentum=0.9)  # after one step its trace is the gradient
+  optimizer = from_optax(optax.sgd(0.1, momentum=0.9))  # after one step its trace is the gradient
   param_shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   shardings = state_shardings(optimizer, param_shardings, decoder.param_shapes(cfg), mesh)
   state = jax.jit(
@@ -225,7 +226,7 @@ def test_the_loss_and_its_gradient_are_those_of_transformers(tmp_path, variant):
 
 def _loss_of_a_step(cfg, params, batch):
   mesh = meshes.make_mesh(fsdp=1, devices=jax.devices()[:1])
-  optimizer = optax.sgd(0.1, momentum=0.9)
+  optimizer = from_optax(optax.sgd(0.1, momentum=0.9))
   param_shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   shardings = state_shardings(optimizer, param_shardings, decoder.param_shapes(cfg), mesh)
   step = make_train_step(

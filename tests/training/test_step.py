@@ -11,7 +11,7 @@ from mlit_jax.batch import Batch
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
-from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from mlit_jax.training.optimizer import OptimizerConfig, from_optax, make_optimizer, make_schedule
 from mlit_jax.training.step import State, make_train_step, state_shardings
 
 ROWS, T, LANGUAGES = 8, 12, 3
@@ -88,7 +88,7 @@ class Trainer:
 
 def momentum():
   """After one step its trace is the gradient."""
-  return optax.sgd(0.1, momentum=0.9)
+  return from_optax(optax.sgd(0.1, momentum=0.9))
 
 
 def gradient(trainer):
@@ -190,13 +190,21 @@ def test_clipping(whole, assert_close, factor):
 def test_a_batch_of_padding_changes_nothing(assert_close):
   batch = make_batch(0)
   zero = jax.tree.map(np.zeros_like, batch)
-  trainer = Trainer(optax.sgd(1.0))
+  trainer = Trainer(from_optax(optax.sgd(1.0)))
   trainer.run(zero)
   assert_close(jax.device_get(trainer.state.params), jax.device_get(make_params()), tolerance=0)
 
 
-def adamw(steps=10, **changes):
-  return make_optimizer(settings(**changes), steps)
+def adamw(steps=10, cfg=CFG, **changes):
+  return make_optimizer(settings(**changes), steps, decoder.param_specs(cfg))
+
+
+def one_update(optimizer, params, grads):
+  """How far each parameter is moved."""
+  new, _ = optimizer.apply(
+    grads, jnp.ones(()), optimizer.init(params), params, jnp.zeros((), jnp.int32)
+  )
+  return jax.tree.map(jnp.subtract, new, params)
 
 
 def settings(**changes) -> OptimizerConfig:
@@ -241,16 +249,14 @@ def test_matrices_decay_and_norms_and_biases_do_not(choices, matrices, vectors):
     attn_bias=True, tied=False, **choices,
   )  # fmt: skip
   params = jax.tree.map(lambda s: jnp.ones(s.shape), decoder.param_shapes(cfg))
-  optimizer = adamw(weight_decay=0.1)
-  updates, _ = optimizer.update(
-    jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
-  )
+  still = jax.tree.map(jnp.zeros_like, params)
+  updates = one_update(adamw(cfg=cfg, weight_decay=0.1), params, still)
   kinds = {True: 0, False: 0}
   for path, value in jax.tree_util.tree_leaves_with_path(updates):
     axes = "/".join(k.key for k in path)
     decays = not ("norm" in axes or "bias" in axes)
     kinds[decays] += 1
-    np.testing.assert_allclose(value, -1e-2 * 0.1 if decays else 0.0, rtol=1e-5, err_msg=axes)
+    np.testing.assert_allclose(value, -1e-2 * 0.1 if decays else 0.0, rtol=1e-4, err_msg=axes)
   assert kinds == {True: matrices, False: vectors}
 
 
@@ -260,14 +266,13 @@ def test_scalars_do_not_decay_and_buffers_do_not_train():
     activation="xielu", gated=False,
   )  # fmt: skip
   params = decoder.init_params(cfg, jax.random.key(0))
-  optimizer, batch = adamw(weight_decay=0.1), make_batch()
-  state = optimizer.init(params)
+  optimizer, batch = adamw(cfg=cfg, weight_decay=0.1), make_batch()
   arrays = batch.tokens, batch.positions, batch.segments
   zeros = jax.tree.map(jnp.zeros_like, params)
-  still = optimizer.update(zeros, state, params)[0]["blocks"]["mlp"]["xielu"]
+  still = one_update(optimizer, params, zeros)["blocks"]["mlp"]["xielu"]
   assert all(not x.any() for x in still.values())
   grads = jax.grad(lambda p: jnp.sum(decoder.apply(p, cfg, *arrays)[..., 0]))(params)
-  updates = optimizer.update(grads, state, params)[0]["blocks"]["mlp"]["xielu"]
+  updates = one_update(optimizer, params, grads)["blocks"]["mlp"]["xielu"]
   moves = {name: bool((x != 0).all()) for name, x in updates.items()}
   assert moves == {"alpha_p": True, "alpha_n": True, "beta": False, "eps": False}
   assert not updates["beta"].any() and not updates["eps"].any()
