@@ -191,7 +191,7 @@ def _advice(c, cfg: DecoderConfig, topology: Topology, mesh: Mesh, figures: dict
   if cfg.d_model % (fsdp * context):
     fitting = math.gcd(cfg.d_model // math.gcd(cfg.d_model, context), fsdp)
     out.append(
-      f"mesh.fsdp={fsdp} with mesh.context={context} does not divide the width {cfg.d_model}, so parameters and optimizer state lie whole on "
+      f"mesh.fsdp={fsdp}{f' * mesh.context={context}' if context > 1 else ''} does not divide the width {cfg.d_model}, so parameters and optimizer state lie whole on "
       f"every device; mesh.fsdp={fitting} with mesh.data={mesh.shape['data'] * fsdp // fitting} splits them"
     )
   sent = {of["kind"] for of in figures["collectives"] or ()}

@@ -69,7 +69,7 @@ def test_the_quick_start(tmp_path):
   assert m["arguments"] == m["params"] + m["optimizer"] + m["batch"]
   assert m["peak"] == m["arguments"] + m["temporaries"] and m["temporaries"] > m["params"]
   assert (m["usable"], m["fits"], f["estimate"]) == (None, None, None)
-  assert f["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
+  assert f["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "context": 1, "tensor": 1}
   assert f["rows_per_device"] == 1 and f["mean_segment"] == 256
   assert f["written_flops"] > f["useful_flops"] > 6 * 2e6 * 8 * 256
   kinds = {c["kind"]: c for c in f["collectives"]}
@@ -108,7 +108,7 @@ def test_search(tmp_path, monkeypatch):
   per_row = {"none": 100, "dots_saved": 60, "attention_saved": 40, "full": 30}
   asked = []
 
-  def compile_step(c, cfg, mesh, topology, num_languages):
+  def compile_step(c, cfg, mesh, topology, num_languages, max_segments=0):
     asked.append((c.model.remat, c.batch.rows))
     peak = (200 + per_row[c.model.remat] * c.batch.rows // 8) * 2**20
     memory = compiling.Memory(params=1, optimizer=2, batch=3, arguments=6, temporaries=peak - 6, peak=peak)  # fmt: skip
