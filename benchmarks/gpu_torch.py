@@ -246,7 +246,7 @@ def measure_trl(spec: dict) -> dict:
   times = Times(torch, device)
   with tempfile.TemporaryDirectory() as folder:
     options = dict(
-      output_dir=folder, max_length=spec["length"], packing=True, max_steps=steps, learning_rate=1e-5,
+      output_dir=folder, max_length=spec["length"], packing=True, completion_only_loss=True, max_steps=steps, learning_rate=1e-5,
       per_device_train_batch_size=rows, bf16=True, use_cpu=device == "cpu", report_to=[], logging_steps=1000,
       save_strategy="no", optim="adamw_torch_fused", gradient_checkpointing=spec["checkpointing"], disable_tqdm=True,
     )  # fmt: skip
