@@ -1,4 +1,7 @@
-"""The script for a GPU, in toy sizes on CPU: every case has figures or says why it has none."""
+"""The script for a GPU, in toy sizes on CPU: a case has figures or says why it has none.
+
+Cases that start whole runs (torch, numerics, start) are left out here: minutes, for what other tests prove.
+"""
 
 import json
 import subprocess
@@ -11,8 +14,11 @@ from tests import commands
 pytestmark = pytest.mark.slow
 # Needs a GPU, a package or a version that may not be here; all else must be measured.
 MAY_LACK = {
-  ("step", "8B"), ("torch", "0.5B"), ("attention", "cudnn"), ("attention", "mosaic_gpu"), ("numerics", "gradient"),
+  ("step", "8B"), ("attention", "cudnn"), ("attention", "mosaic_gpu"),
 }  # fmt: skip
+
+
+CASES = ("step", "attention", "unpacked", "loader")
 
 
 def test_every_case_has_figures_or_a_reason(tmp_path):
@@ -22,6 +28,8 @@ def test_every_case_has_figures_or_a_reason(tmp_path):
     "--tiny",
     "--out",
     str(tmp_path),
+    "--only",
+    *CASES,
     "--budget",
     "150",
   ]
@@ -29,7 +37,7 @@ def test_every_case_has_figures_or_a_reason(tmp_path):
   assert done.returncode == 0, done.stderr
   found = json.loads((tmp_path / "gpu.json").read_text())
   cases = found["cases"]
-  assert list(cases) == ["step", "torch", "attention", "numerics", "start", "unpacked", "loader"]
+  assert set(cases) == set(CASES)
   lacking = {("all", case): of["reason"] for case, of in cases.items() if "reason" in of}
   for case, of in cases.items():
     for name, one in of.items():
@@ -40,8 +48,6 @@ def test_every_case_has_figures_or_a_reason(tmp_path):
   assert all(lacking.values())
   assert done.stdout.count("not measured") >= len(lacking)
   assert cases["step"]["0.5B"]["trained_tokens_per_second"] > 0
-  assert cases["numerics"]["resume"]["arrays_that_differ"] == 0
-  assert cases["numerics"]["resume"]["resumed_at"] > 0
   for backend in ("xla", "xla_chunked"):
     numerics = cases["attention"][backend]["numerics"]
     assert max(numerics["error"].values()) < 2**-6 and numerics["largest_leak"] == 0
