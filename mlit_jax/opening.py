@@ -80,7 +80,7 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
   number = resolve_step(root / "checkpoints", step, lower_is_better=_lower_is_better(config))
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   with Checkpoints(root / "checkpoints", read_only=True) as checkpoints:
-    shapes = decoder.param_shapes(cfg, config["model"]["param_dtype"])
+    shapes = decoder.param_shapes(cfg, config["model"].get("param_dtype", "float32"))
     params = checkpoints.restore_params(number, abstract_like(shapes, shardings))
   # A tokenizer that the config names replaces the base model's; its files are kept with the run.
   t = config["tokenizer"]
