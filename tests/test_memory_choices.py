@@ -1,0 +1,71 @@
+"""Runs with less memory learn as much, and a run goes on only with the choices it began with."""
+
+import numpy as np
+import pytest
+
+from mlit_jax import export, train
+from tests import commands
+
+ROWS = "c.batch.rows = 8"  # one for each device of the tests
+LINES = (ROWS, "c.epochs, c.steps = 0, 40", "c.eval.generate_rows = 0", "c.eval.every_steps = 0", "c.checkpoint.every_steps = 40")  # fmt: skip
+SMALL = [
+  ("c.optimizer.moments = 'bfloat16'",),
+  ("c.optimizer.moments = 'int8'",),
+  ("c.model.param_dtype = 'bfloat16'", "c.optimizer.moments = 'bfloat16'"),
+  ("c.model.param_dtype = 'bfloat16'", "c.optimizer.moments = 'int8'"),
+]
+
+
+def final_loss(folder, *lines) -> float:
+  """Held-out, after 40 steps of the smallest run."""
+  folder.mkdir()
+  config = commands.write_config(folder, *LINES, *lines)
+  code, _, err = commands.here(train, "--config", config, "--workdir", folder / "run")
+  assert code == 0, err
+  losses = {e["step"]: e["eval/heldout/mean/loss"] for e in commands.events(folder / "run") if "eval/heldout/mean/loss" in e}  # fmt: skip
+  assert losses[40] < 0.95 * losses[0]  # it learned
+  return losses[40]
+
+
+@pytest.mark.slow
+def test_less_memory_ends_within_a_hundredth(tmp_path):
+  expected = final_loss(tmp_path / "float32")
+  found = [final_loss(tmp_path / str(i), *lines) for i, lines in enumerate(SMALL)]
+  np.testing.assert_allclose(found, expected, rtol=0.01)
+  assert len({expected, *found}) == 1 + len(SMALL)  # each is another computation
+  code, _, err = commands.here(
+    export, "--workdir", tmp_path / "3" / "run", "--out", tmp_path / "out"
+  )
+  assert code == 0, err
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("model.param_dtype", "bfloat16"),
+    ("optimizer.moments", "int8"),
+    ("optimizer.name", "muon"),
+    ("batch.accumulation_dtype", "bfloat16"),
+  ],
+)
+def test_a_run_begun_otherwise_is_refused(tmp_path, key, value):
+  workdir = commands.begun(commands.write_config(tmp_path, ROWS), tmp_path / "run")
+  other = commands.write_config(tmp_path, ROWS, f"c.{key} = {value!r}")
+  code, _, err = commands.here(train, "--config", other, "--workdir", workdir)
+  assert code == 2 and key in err and value in err and "different config" in err
+
+
+@pytest.mark.parametrize(
+  "lines, words",
+  [
+    (("c.model.remat = 'offload'",), ["model.remat", "CPU", "attention_saved"]),
+    (("c.optimizer.moments = 'int4'",), ["optimizer.moments", "int4", "int8"]),
+    (("c.optimizer.name = 'lion'",), ["optimizer.name", "lion", "muon"]),
+    (("c.optimizer.name = 'adafactor'", "c.optimizer.moments = 'int8'"), ["int8", "adafactor", "float32"]),
+    (("c.model.param_dtype = 'float16'",), ["model.param_dtype", "float16", "bfloat16"]),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(tmp_path, lines, words):
+  config = commands.write_config(tmp_path, ROWS, *lines)
+  code, _, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run")
+  assert code == 2 and err.count("\n") == 1 and all(word in err for word in words), err
