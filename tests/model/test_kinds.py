@@ -140,7 +140,7 @@ def test_sharded_equals_one_device(sizes, assert_close):
   mesh = meshes.make_mesh(**sizes)
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   spread = shardings["layer_inputs"]["table_VLP"].spec
-  assert spread == jax.sharding.PartitionSpec("tensor", None, "fsdp")
+  assert spread == jax.sharding.PartitionSpec("tensor", None, ("fsdp", "context"))
   with jax.set_mesh(mesh):
     found = run(jax.device_put(params, shardings))
   # Sharp attention through six layers multiplies what another order of sums changes.
