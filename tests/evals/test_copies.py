@@ -80,7 +80,7 @@ def test_quotes_of_a_tsv_are_text_and_columns_can_be_given(tmp_path):
   "make, says",
   [
     (lambda p: None, "no files of rows"),
-    (lambda p: put(p, "en/test.jsonl", [[1]]), "test.jsonl:1: the row is 1, not an object"),
+    (lambda p: put(p, "en/test.jsonl", [[1]]), "test.jsonl:1: 1 is no object"),
     (lambda p: (p / "en.jsonl").write_text("{broken\n"), "en.jsonl:1: broken JSON"),
     (lambda p: put(p, "en/test.tsv", [["a", "b"]], columns=["q"]), "2 fields, but 1 columns"),
     (lambda p: put(p, "test.jsonl", [{"q": 1}]), "neither a column"),

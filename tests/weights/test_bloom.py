@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 import safetensors.torch
 import torch
 
-from mlit_jax.model import attention
+from mlit_jax.attention import dense
 from mlit_jax.model.config import from_hf
 from mlit_jax.weights import hf_files, load, save, source, table
 from tests import families
@@ -23,7 +23,7 @@ def test_slopes_are_those_of_transformers(num_heads):
   from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
   theirs = build_alibi_tensor(torch.ones(1, 2, dtype=torch.int64), num_heads, torch.float32)
-  np.testing.assert_allclose(attention.alibi_slopes(num_heads), theirs[:, 0, 1], rtol=1e-6)
+  np.testing.assert_allclose(dense.alibi_slopes(num_heads), theirs[:, 0, 1], rtol=1e-6)
 
 
 def without_beginning(folder) -> None:
