@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from mlit_jax import mesh as meshes
@@ -158,10 +157,7 @@ def check_mesh(c, cfg: DecoderConfig, mesh) -> None:
 def check_attention(c, cfg: DecoderConfig, mesh) -> None:
   """Refuse a backend that cannot compute this model's attention on these devices."""
   choice = attention.Choice.on(mesh, c.model.attention)
-  for kind in kinds.kinds(cfg):
-    choice.backend(
-      decoder.attention_needs(kind.cfg, choice, c.batch.max_length, jnp.dtype(c.model.dtype))
-    )
+  decoder.attention_backends(cfg, choice, c.batch.max_length, c.model.dtype)
 
 
 def check_set_names(names: Iterable[str]) -> None:

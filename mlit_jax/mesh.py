@@ -128,7 +128,7 @@ def platform(mesh: Mesh) -> str:
 
 def batch_shards(mesh: Mesh) -> int:
   """Over how many shards the rows of a batch are spread."""
-  return int(np.prod([mesh.shape[name] for name in RULES["batch"]]))
+  return _size(RULES["batch"], mesh)
 
 
 def process_rows(mesh: Mesh, rows: int) -> np.ndarray:
@@ -163,15 +163,13 @@ def spread(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[str, ..
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return ((),) * len(axes)
-  fitting = _fitting(axes, shape, mesh)
-  names = ((entry,) if isinstance(entry, str) else entry or () for entry in fitting)
-  return tuple(tuple(name for name in cut if mesh.shape[name] > 1) for cut in names)
+  cuts = map(_names, _fitting(axes, shape, mesh))
+  return tuple(tuple(name for name in cut if mesh.shape[name] > 1) for cut in cuts)
 
 
 def shards(names: tuple[str, ...]) -> int:
   """Into how many parts these axes of the mesh that is set cut an array."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return int(np.prod([mesh.shape[name] for name in names]))
+  return _size(names, jax.sharding.get_abstract_mesh())
 
 
 def is_one_device() -> bool:
@@ -211,10 +209,9 @@ gather.defvjp(_gather_forward, _gather_backward)
 
 def by_row(run: Callable, x: jax.Array):
   """`run(x_BT...)` by every device for its own tokens alone, where XLA would bring all together."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if is_one_device():
     return run(x)
-  tokens = _fitting(("batch", "length"), x.shape[:2], mesh)
+  tokens = _fitting(("batch", "length"), x.shape[:2], jax.sharding.get_abstract_mesh())
   return jax.shard_map(run, in_specs=tokens, out_specs=tokens)(x)
 
 
@@ -271,9 +268,9 @@ def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.
   Each device brings its rows to all that lie along `expert` with it, and runs its experts on theirs:
   E / expert of them, whole along `embed`. What a row got from each is added up where the row lies.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if is_one_device():
     return run(*tokens, *weights, 0)
+  mesh = jax.sharding.get_abstract_mesh()
   rows, length = _fitting(("batch", "length"), tokens[0].shape[:2], mesh)
   specs = tuple(_fitting(names, w.shape, mesh) for names, w in zip(axes, weights, strict=True))
   embed, mlp, expert = (
@@ -303,16 +300,21 @@ def by_expert(run: Callable, tokens: tuple, weights: tuple, axes: tuple) -> jax.
   return spread(tokens, weights)
 
 
-def _size(names: str | tuple[str, ...], mesh) -> int:
-  names = (names,) if isinstance(names, str) else names
-  return int(np.prod([mesh.shape[name] for name in names]))
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """An entry of a spec or of the rules, which may be one name or none."""
+  return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _size(entry, mesh) -> int:
+  """Into how many parts it cuts."""
+  return int(np.prod([mesh.shape[name] for name in _names(entry)]))
 
 
 def _fitting(axes, shape, mesh) -> P:
-  out = []
-  for axis, size in zip(axes, shape, strict=True):
-    names = RULES[axis]
-    names = (names,) if isinstance(names, str) else names or ()
-    shards = int(np.prod([mesh.shape[name] for name in names]))
-    out.append(RULES[axis] if size % shards == 0 else None)
-  return P(*out)
+  """As the rules say, but whole along an axis that the mesh does not divide."""
+  return P(
+    *(
+      RULES[axis] if size % _size(RULES[axis], mesh) == 0 else None
+      for axis, size in zip(axes, shape, strict=True)
+    )
+  )

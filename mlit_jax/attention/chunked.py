@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from mlit_jax.attention.scoring import SAVED, Rows, Scoring
+from mlit_jax.attention.scoring import SAVED, Rows, Scoring, segment_starts
 from mlit_jax.loops import run_loop
 
 # Finite, as inf - inf is nan; and a masked score lies below any maximum that a block begins with.
@@ -63,7 +63,7 @@ def attend(
   k_BKSH, v_BKSH = (_pad(x.transpose(0, 2, 1, 3), 2, block) for x in (k_BSKH, v_BSKH))
   segments_BS = _pad(rows.segments_BT, 1, block)
   window, start = jnp.asarray(window, jnp.int32), jnp.asarray(start, jnp.int32)
-  seen = _Seen(segments_BS, _first(segments_BS), window, start)
+  seen = _Seen(segments_BS, segment_starts(segments_BS), window, start)
   slopes_KG = None if slopes_N is None else slopes_N.astype(jnp.float32).reshape(K, N // K)
   o_BKGTH = _attend(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG)
   return o_BKGTH[:, :, :, :T].transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
@@ -73,14 +73,6 @@ def _pad(x, axis: int, block: int):
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, -x.shape[axis] % block)
   return jnp.pad(x, widths)
-
-
-def _first(segments_BS) -> jax.Array:
-  at_BS = jnp.broadcast_to(jnp.arange(segments_BS.shape[1], dtype=jnp.int32), segments_BS.shape)
-  begins_BS = jnp.pad(
-    segments_BS[:, 1:] != segments_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True
-  )
-  return jax.lax.cummax(jnp.where(begins_BS, at_BS, 0), axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mlit_jax.attention import tiles
 from mlit_jax.attention.choice import Needs
-from mlit_jax.attention.scoring import SAVED, Rows, Scoring
+from mlit_jax.attention.scoring import SAVED, Rows, Scoring, segment_starts
 
 _PLACE = "tokamax._src.ops.attention"
 _LARGEST_HEAD = 256
@@ -58,12 +58,7 @@ def _missing() -> str:
 
 def prepare(rows: Rows, needs: Needs) -> tuple[jax.Array, jax.Array]:
   """first_BT: where the segment of each token begins; and which tokens are no padding."""
-  segments_BT = rows.segments_BT
-  at_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
-  begins_BT = jnp.pad(
-    segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True
-  )
-  return jax.lax.cummax(jnp.where(begins_BT, at_T[None], 0), axis=1), segments_BT > 0
+  return segment_starts(rows.segments_BT), rows.segments_BT > 0
 
 
 def run(q_BTNH, k_BTKH, v_BTKH, prepared, window, needs: Needs, slopes_N) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 # What a layer keeps of attention when the rest is computed again in the backward pass (model.decoder.REMAT):
 # arrays of this name, and the results of primitives whose name begins so, as no name can be put in them.
@@ -27,6 +28,15 @@ class Rows(NamedTuple):
 
   positions_BT: jax.Array
   segments_BT: jax.Array
+
+
+def segment_starts(segments_BT) -> jax.Array:
+  """Of each token, where in the row its segment begins; int32."""
+  at_BT = jnp.broadcast_to(jnp.arange(segments_BT.shape[1], dtype=jnp.int32), segments_BT.shape)
+  begins_BT = jnp.pad(
+    segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True
+  )
+  return jax.lax.cummax(jnp.where(begins_BT, at_BT, 0), axis=1)
 
 
 def is_saved(primitive, *avals, **params) -> bool:

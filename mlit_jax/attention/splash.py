@@ -10,7 +10,6 @@ import importlib
 import inspect
 
 import jax
-import jax.numpy as jnp
 
 from mlit_jax.attention import tiles
 from mlit_jax.attention.choice import Needs
@@ -59,19 +58,14 @@ def prepare(rows: Rows, needs: Needs) -> jax.Array:
 
 def run(q_BTNH, k_BTKH, v_BTKH, segments_BT, window, needs: Needs, slopes_N) -> jax.Array:
   """o_BTNH"""
-  q_BTNH = q_BTNH * jnp.asarray(needs.scoring.scale, q_BTNH.dtype)
-  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BTKH, v_BTKH))
-  kernel = functools.partial(_kernel, segments_BT, needs)
-  o_BTNH = tiles.by_window(kernel, q, k, v, window, needs.windows).transpose(0, 2, 1, 3)
-  # Padding is a segment like any other to the kernel.
-  return jnp.where((segments_BT > 0)[:, :, None, None], o_BTNH, 0)
+  return tiles.run_splash(_kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT, window, needs)
 
 
 def _kernel(segments_BT, needs: Needs, q_BNTH, k_BKTH, v_BKTH, window: int):
   splash = importlib.import_module(f"{_PLACE}.splash_attention_kernel")
   masks = importlib.import_module(f"{_PLACE}.splash_attention_mask")
+  mask = tiles.splash_mask(masks, needs.length, window)
   T = needs.length
-  mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
   tile = tiles.largest_tile(T, _LONGEST_TILE)
   backward = tiles.largest_tile(T, min(max(_BACKWARD, T // 4), _LONGEST_BACKWARD))
   attend = splash.make_splash_mha(

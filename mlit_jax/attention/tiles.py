@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,21 @@ def by_window(kernel: Callable, q, k, v, window, windows: tuple[int, ...]):
     return branches[0](q, k, v)
   which = jnp.searchsorted(jnp.asarray(windows, jnp.int32), window)
   return jax.lax.switch(which, branches, q, k, v)
+
+
+def run_splash(kernel: Callable, q_BTNH, k_BTKH, v_BTKH, segments_BT, window, needs) -> jax.Array:
+  """o_BTNH by `kernel(segments_BT, needs, q_BNTH, k_BKTH, v_BKTH, window)`, o_BNTH, to which padding is a segment."""
+  q_BTNH = q_BTNH * jnp.asarray(needs.scoring.scale, q_BTNH.dtype)
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BTKH, v_BTKH))
+  kernel = functools.partial(kernel, segments_BT, needs)
+  o_BTNH = by_window(kernel, q, k, v, window, needs.windows).transpose(0, 2, 1, 3)
+  return jnp.where((segments_BT > 0)[:, :, None, None], o_BTNH, 0)
+
+
+def splash_mask(masks, length: int, window: int):
+  """Causal, within the window if there is one; of JAX's or tokamax's module of masks, which are alike."""
+  shape = (length, length)
+  return masks.LocalMask(shape, (window - 1, 0), 0) if window else masks.CausalMask(shape)
 
 
 def largest_tile(length: int, at_most: int) -> int:

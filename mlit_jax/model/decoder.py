@@ -109,7 +109,7 @@ def hidden(
 
   And where there are experts, the Routing of all tokens but padding.
   """
-  attend = _attention(cfg, attention, Rows(positions_BT, segments_BT), dtype)
+  attend_in = _attention(cfg, attention, Rows(positions_BT, segments_BT), dtype)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
   ropes = _ropes(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
   growth_BT = rope.query_growth(cfg, positions_BT)
@@ -123,7 +123,7 @@ def hidden(
       rope_BTH = rope.pick(ropes[kind.stack], rope_kind)
       q_BTNH = block.attn.queries(h_BTD, rope_BTH, growth_BT)
       k_BTKH, v_BTKH = lent or block.attn.keys_values(h_BTD, rope_BTH)
-      o_BTNH = attend[kind.stack](q_BTNH, k_BTKH, v_BTKH, window)
+      o_BTNH = attend_in[kind.stack](q_BTNH, k_BTKH, v_BTKH, window=window)
       o_BTD = block.attn.out(o_BTNH)
       x_BTD, routed = block.add(x_BTD, h_BTD, o_BTD, input_BTP)
       sums = routing_sums(*routed, segments_BT > 0) if routed else None
@@ -305,20 +305,25 @@ def _layer_inputs(params, cfg, tokens_BT, x_BTD):
   return _bind(*_graph(layers.LayerInputs, cfg), params["layer_inputs"])(tokens_BT, x_BTD)
 
 
-def _attention(cfg, choice: Choice, rows: Rows, dtype) -> dict:
-  """By stack, `run(q_BTNH, k_BTKH, v_BTKH, window)` of attention, o_BTNH."""
-  out, slopes_N = {}, _slopes(cfg)
+def attention_backends(cfg: DecoderConfig, choice: Choice, length: int, dtype) -> dict:
+  """By stack, what its layers need of attention and the Backend that computes it. UserError: none can."""
+  out = {}
   for kind in kinds.kinds(cfg):
-    needs = attention_needs(kind.cfg, choice, rows.segments_BT.shape[1], dtype)
-    backend = choice.backend(needs)
-    prepared = backend.prepare(rows, needs)
-    run = functools.partial(_attend, backend, prepared, needs, slopes_N)
-    out[kind.stack] = run
+    needs = attention_needs(kind.cfg, choice, length, dtype)
+    out[kind.stack] = needs, choice.backend(needs)
   return out
 
 
-def _attend(backend, prepared, needs, slopes_N, q_BTNH, k_BTKH, v_BTKH, window):
-  return attend(backend, q_BTNH, k_BTKH, v_BTKH, prepared, window, needs, slopes_N)
+def _attention(cfg, choice: Choice, rows: Rows, dtype) -> dict:
+  """By stack, `run(q_BTNH, k_BTKH, v_BTKH, window=window)` of attention, o_BTNH."""
+  slopes_N = _slopes(cfg)
+  backends = attention_backends(cfg, choice, rows.segments_BT.shape[1], dtype)
+  return {
+    stack: functools.partial(
+      attend, backend, prepared=backend.prepare(rows, needs), needs=needs, slopes_N=slopes_N
+    )
+    for stack, (needs, backend) in backends.items()
+  }
 
 
 def attention_needs(cfg: DecoderConfig, choice: Choice, length: int, dtype) -> Needs:

@@ -7,13 +7,12 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlit_jax import checks
 from mlit_jax import mesh as meshes
 from mlit_jax.attention.choice import Choice
-from mlit_jax.model import decoder, kinds
+from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.planning import report
 from mlit_jax.planning.collectives import read_traffic
@@ -174,11 +173,8 @@ def kernel_flops(c, cfg: DecoderConfig, mesh: Mesh, mean_segment: int) -> float:
   model.remat=full the forward ones twice.
   """
   choice = Choice.on(mesh, c.model.attention)
-  dtype = jnp.dtype(c.model.dtype)
-  needs = [
-    decoder.attention_needs(k.cfg, choice, c.batch.max_length, dtype) for k in kinds.kinds(cfg)
-  ]
-  if all(choice.backend(of).in_trace for of in needs):
+  backends = decoder.attention_backends(cfg, choice, c.batch.max_length, c.model.dtype)
+  if all(backend.in_trace for _, backend in backends.values()):
     return 0.0
   segments = row_segments(c.batch.max_length, mean_segment, packed=c.batch.packing)
   products = 9 if c.model.remat == "full" else 7

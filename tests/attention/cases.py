@@ -1,12 +1,16 @@
 """Packed rows and what backends are asked of them, for the tests of all backends."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlit_jax.attention import dense
-from mlit_jax.attention.choice import Needs
+from mlit_jax.attention.choice import Choice, Needs
 from mlit_jax.attention.scoring import Rows, Scoring
+from mlit_jax.model import decoder
+from mlit_jax.model.config import DecoderConfig
 
 
 def packed_rows(batch: int, length: int, mean: int, seed: int = 0) -> Rows:
@@ -55,6 +59,47 @@ def output_and_gradients(run, qkv, rows: Rows):
 def reference(rows: Rows, window: int, needs: Needs, slopes_N=None):
   """`run` of the plain attention."""
   return lambda q, k, v: dense.attend_rows(q, k, v, rows, window, needs.scoring, slopes_N)
+
+
+def assert_no_leak(run, rows: Rows, qkv) -> None:
+  """Another segment's values change: outputs and gradients of all others keep their bits; padding takes none."""
+  others = (rows.segments_BT != 3)[:, :, None, None]
+  padding = (rows.segments_BT == 0)[:, :, None, None]
+
+  @jax.jit
+  def all_of(*qkv):
+    o, back = jax.vjp(run, *qkv)
+    return o, *back(jnp.cos(jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape))
+
+  both = [all_of(*of) for of in (qkv, [jnp.where(others, x, 5 - x) for x in qkv])]
+  for a, b in zip(*both, strict=True):
+    np.testing.assert_array_equal(jnp.where(others, a, 0), jnp.where(others, b, 0))
+    assert not jnp.array_equal(a, b)
+    assert padding.any() and jnp.isfinite(a).all()
+    np.testing.assert_array_equal(jnp.where(padding, a, 0), 0)
+
+
+def traced_gradients(choice: Choice, *, length=256, dtype=jnp.bfloat16, head_dim=8, windows=()):
+  """{model.remat: the traced gradient of a decoder of two layers}, for three of them."""
+  cfg = DecoderConfig(
+    "llama", vocab_size=32, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=head_dim,
+    d_ff=16, windows=windows,
+  )  # fmt: skip
+
+  def loss(params, tokens, remat):
+    ones = jnp.ones_like(tokens)
+    at = jnp.cumsum(ones, axis=1) - 1
+    logits = decoder.apply(
+      params, cfg, tokens, at, ones, dtype=dtype, remat=remat, attention=choice
+    )
+    return jnp.sum(logits)
+
+  tokens_BT = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  traced = {}
+  for remat in ("none", "attention_saved", "full"):
+    grad = jax.jit(jax.grad(functools.partial(loss, remat=remat)))
+    traced[remat] = grad.trace(decoder.param_shapes(cfg), tokens_BT).jaxpr
+  return traced
 
 
 def worst_difference(found, expected) -> float:

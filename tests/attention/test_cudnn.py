@@ -14,7 +14,6 @@ from mlit_jax.attention.choice import BACKENDS, attend
 from mlit_jax.attention.scoring import Rows, Scoring
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
-from mlit_jax.model.config import DecoderConfig
 from tests.attention import cases
 
 
@@ -127,27 +126,11 @@ def test_what_it_cannot_do_is_said(change, words):
 
 def test_a_layer_that_is_computed_again_keeps_its_results():
   """One forward kernel a layer, not two: its primitive is known to the policy."""
-  sizes = dict(
-    vocab_size=32, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=16
-  )
-  cfg = DecoderConfig(family="llama", **sizes)
-  params = decoder.param_shapes(cfg)
-  tokens_BT = jax.ShapeDtypeStruct((1, 256), jnp.int32)
-  choice = decoder.Choice("cudnn", "gpu", 4, "9.0")
-
-  def loss(params, tokens, remat):
-    ones = jnp.ones_like(tokens)
-    positions = jnp.cumsum(ones, axis=1) - 1
-    logits = decoder.apply(
-      params, cfg, tokens, positions, ones, dtype=jnp.bfloat16, remat=remat, attention=choice
-    )
-    return jnp.sum(logits)
-
-  counts = {}
   with cudnn.ahead_of_time():
-    for remat in ("none", "attention_saved", "full"):
-      program = jax.make_jaxpr(jax.grad(functools.partial(loss, remat=remat)))(params, tokens_BT)
-      counts[remat] = str(program).count("dot_product_attention_fwd_wrapper[")
+    traced = cases.traced_gradients(decoder.Choice("cudnn", "gpu", 4, "9.0"))
+  counts = {
+    k: str(program).count("dot_product_attention_fwd_wrapper[") for k, program in traced.items()
+  }
   assert counts == {"none": 1, "attention_saved": 1, "full": 2}
 
 

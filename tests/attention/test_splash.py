@@ -1,6 +1,5 @@
 """The kernels for TPU, interpreted on CPU, beside the plain reference, forward and backward."""
 
-import functools
 import importlib
 
 import jax
@@ -14,7 +13,6 @@ from mlit_jax import mesh as meshes
 from mlit_jax.attention.choice import BACKENDS, attend
 from mlit_jax.attention.scoring import Rows, Scoring
 from mlit_jax.model import decoder
-from mlit_jax.model.config import DecoderConfig
 from tests.attention import cases
 
 LENGTH = 256
@@ -84,23 +82,8 @@ def test_long_rows(name, small_tiles):
 
 
 def test_nothing_leaks_between_segments_and_padding_takes_no_gradient(name, small_tiles):
-  """Another segment's values change: outputs and gradients of all others keep their bits."""
   rows, qkv = cases.packed_rows(2, LENGTH, 40), cases.random_qkv(2, LENGTH, 2, 1, 64)
-  others = (rows.segments_BT != 3)[:, :, None, None]
-  padding = (rows.segments_BT == 0)[:, :, None, None]
-  run = run_of(name, rows, 0, cases.needs_of(*qkv[:2], platform="tpu"))
-
-  @jax.jit
-  def all_of(*qkv):
-    o, back = jax.vjp(run, *qkv)
-    return o, *back(jnp.cos(jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape))
-
-  both = [all_of(*of) for of in (qkv, [jnp.where(others, x, 5 - x) for x in qkv])]
-  for a, b in zip(*both, strict=True):
-    np.testing.assert_array_equal(jnp.where(others, a, 0), jnp.where(others, b, 0))
-    assert not jnp.array_equal(a, b)
-    assert padding.any() and jnp.isfinite(a).all()
-    np.testing.assert_array_equal(jnp.where(padding, a, 0), 0)
+  cases.assert_no_leak(run_of(name, rows, 0, cases.needs_of(*qkv[:2], platform="tpu")), rows, qkv)
 
 
 def test_a_mesh_gives_the_numbers_of_one_device(name):
@@ -117,26 +100,11 @@ def test_a_layer_that_is_computed_again_keeps_its_results(name, monkeypatch):
   """One forward kernel a layer, not two; also where layers have windows of their own."""
   # JAX 0.10 leaves kernels whose results nobody uses for XLA to drop (tests/planning/test_kernels.py).
   monkeypatch.delitem(partial_eval.dce_rules, pallas_call_p, raising=False)
-  sizes = dict(
-    vocab_size=32, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=16
-  )
   for windows, kernels in ((), 1), ((0, 64), 2):
-    cfg = DecoderConfig(family="llama", **sizes, **({"windows": windows} if windows else {}))
-    params = decoder.param_shapes(cfg)
-    tokens_BT = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
-
-    def loss(params, tokens, remat, cfg=cfg):
-      ones = jnp.ones_like(tokens)
-      at = jnp.cumsum(ones, axis=1) - 1
-      choice = decoder.Choice(name, "tpu")
-      logits = decoder.apply(params, cfg, tokens, at, ones, remat=remat, attention=choice)
-      return jnp.sum(logits)
-
-    counts = {}
-    for remat in ("none", "attention_saved", "full"):
-      grad = jax.grad(functools.partial(loss, remat=remat))
-      text = jax.jit(grad).trace(params, tokens_BT).jaxpr.pretty_print()
-      counts[remat] = text.count("name=splash_mha_fwd")
+    traced = cases.traced_gradients(
+      decoder.Choice(name, "tpu"), length=LENGTH, dtype=jnp.float32, windows=windows
+    )
+    counts = {k: p.pretty_print().count("name=splash_mha_fwd") for k, p in traced.items()}
     assert counts == {"none": kernels, "attention_saved": kernels, "full": 2 * kernels}
 
 
