@@ -43,6 +43,7 @@ def get_config():
   d.language_field = ""  # the column that names a row's language; "": lang, language_code, language
   d.detect_language = False  # of rows that state none: True, or the languages to choose among
   d.mixture = {}  # {"counts": {"en": 4350, "*": 40}} and others, see docs/mixtures.md
+  d.seed = -1  # of the choice of rows alone, so that it and the order vary apart; -1: as `seed`
   d.max_repeats = 1  # how often one row may stand in one epoch; a mixture may say so by language
   d.groups = "together"  # parallel rows (`group_id`): together | disjoint | independent
   d.over_long = "drop"  # than batch.max_length: drop | truncate_prompt | truncate_answer | error

@@ -35,6 +35,7 @@ RANGES = {
   "steps": (0, ANY),
   "epochs": (0, ANY),
   "model.loss_chunk": (-1, ANY),
+  "data.seed": (-1, 2**31),
   "data.max_repeats": (1, ANY),
   "data.workers": (0, ANY),
   "batch.rows": (1, ANY),

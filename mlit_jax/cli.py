@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-VERBS = ("train", "preview", "evaluate", "generate", "judge", "export", "report", "plan")
+VERBS = ("train", "preview", "evaluate", "generate", "judge", "export", "report", "plan", "sweep")
 
 
 def main() -> int:

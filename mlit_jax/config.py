@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,16 +17,17 @@ from mlit_jax.errors import UserError
 
 # Keys that hold something else by default, or a list instead.
 MAY_BE_LIST = ("data.train", "data.mixture", "data.detect_language", "eval.suites", "log.trackers")
+OF_SWEEP = "run."  # before the same keys in a sweep's config
 
 
-def load_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
-  """The config of `file` with `--config.KEY=VALUE` overrides, checked against configs/base.py.
+def load_config(file: str, overrides: Sequence[str] = (), *, base: str = "base") -> ConfigDict:
+  """The config of `file` with `--config.KEY=VALUE` overrides, checked against configs/base.py (or another).
 
   Raises UserError for a missing file, a key that base.py does not have (the nearest one is named), a value
   of another type.
   """
   config = _run_config_file(Path(file))
-  _check_keys(config, _base_config(), file)
+  _check_keys(config, base_config(base), file)
   for text in overrides:
     _override(config, text)
   return config
@@ -65,10 +67,10 @@ def _run_config_file(path: Path) -> ConfigDict:
   return config
 
 
-def _base_config() -> ConfigDict:
-  from configs import base  # late: found once the config file's own root is on the path
-
-  return base.get_config()
+def base_config(name: str = "base") -> ConfigDict:
+  """All keys with their defaults: of a run, or of a sweep ("sweep")."""
+  # Late: found once the config file's own root is on the path.
+  return importlib.import_module(f"configs.{name}").get_config()
 
 
 def _check_keys(config: ConfigDict, base: ConfigDict, file: str) -> None:
@@ -113,7 +115,12 @@ def _typed(key: str, value, like, place: str):
   """`value`, with an integer made a float where one is wanted; UserError if it is of another kind."""
   if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  alike = type(value) is type(like) or (key in MAY_BE_LIST and isinstance(value, (list, tuple)))
+  sequence = isinstance(like, (list, tuple)) and isinstance(value, (list, tuple))
+  alike = (
+    type(value) is type(like)
+    or sequence
+    or (_may_be_list(key) and isinstance(value, (list, tuple)))
+  )
   if not alike:
     raise UserError(f"{place}: {key} = {value!r} must be {_kind(like, key)}, like {like!r}")
   return value
@@ -127,10 +134,14 @@ def _assign(config: ConfigDict, key: str, value) -> None:
     config[last] = value
 
 
+def _may_be_list(key: str) -> bool:
+  return key.removeprefix(OF_SWEEP) in MAY_BE_LIST
+
+
 def _kind(like, key: str) -> str:
   names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-  name = names.get(type(like), "a mapping")
-  if key in MAY_BE_LIST:
+  name = names.get(type(like), "a list" if isinstance(like, (list, tuple)) else "a mapping")
+  if _may_be_list(key):
     name += " or a list"
   return name if name in names.values() else f"{name} (a Python or JSON literal)"
 

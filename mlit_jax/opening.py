@@ -194,6 +194,7 @@ def open_data(
     packing=c.batch.packing,
     groups=c.data.groups,
     max_repeats=c.data.max_repeats,
+    choice_seed=None if c.data.seed < 0 else c.data.seed,
   )
   return encoded, plan, made_from
 

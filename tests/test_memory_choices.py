@@ -1,5 +1,8 @@
 """Runs with less memory learn as much, and a run goes on only with the choices it began with."""
 
+import json
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -53,6 +56,16 @@ def test_a_run_begun_otherwise_is_refused(tmp_path, key, value):
   other = commands.write_config(tmp_path, ROWS, f"c.{key} = {value!r}")
   code, _, err = commands.here(train, "--config", other, "--workdir", workdir)
   assert code == 2 and key in err and value in err and "different config" in err
+
+
+def test_a_run_from_before_a_key_goes_on(tmp_path):
+  config = commands.write_config(tmp_path, ROWS)
+  workdir = commands.begun(config, tmp_path / "run")
+  stored = json.loads((workdir / "config.json").read_text())
+  del stored["config"]["data"]["seed"], stored["config"]["optimizer"]["moments"]
+  (workdir / "config.json").write_text(json.dumps(stored))
+  with mock.patch.object(train.Job, "run"):
+    assert commands.here(train, "--config", config, "--workdir", workdir)[0] == 0
 
 
 @pytest.mark.parametrize(

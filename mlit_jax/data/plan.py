@@ -83,13 +83,15 @@ def make_plan(
   packing: bool = True,
   groups: str = "together",
   max_repeats: int = 1,
+  choice_seed: int | None = None,
 ) -> Plan:
   """Plan `epochs` passes over the mixture, or as many as `steps` need (the last one is then cut).
 
   A list of mixtures, each with `epochs` or `steps` of its own, is gone through in order. Every epoch holds
   each chosen example exactly once per repeat, in an order of its own; rows never span two epochs, and a
-  stage begins with a step.
+  stage begins with a step. `choice_seed` says which rows are chosen (None: as `seed`), `seed` their order.
   """
+  choice_seed = seed if choice_seed is None else choice_seed
   stock = take_stock(encoded)
   examples: list[np.ndarray] = []
   sizes: list[np.ndarray] = []
@@ -98,7 +100,7 @@ def make_plan(
   for spec, of_epochs, of_steps in mixtures.stages(mixture, epochs=epochs, steps=steps):
     assert (of_epochs > 0) != (of_steps > 0), (of_epochs, of_steps)
     amounts = mixtures.resolve(spec, stock, max_repeats=max_repeats)
-    chosen = choose(encoded, amounts, seed=seed, groups=groups)
+    chosen = choose(encoded, amounts, seed=choice_seed, groups=groups)
     wanted = of_steps * rows_per_step
     rows, begun = 0, 0
     while begun < of_epochs or rows < wanted:

@@ -54,7 +54,8 @@ def check_free(root: Path, config) -> None:
     return
   if not _has_begun(root):
     return  # nothing was trained or measured yet: the config may still be mended
-  then = _flat(json.loads(path.read_text(encoding="utf-8"))["config"])
+  # A key that is younger than the run had its default there.
+  then = _defaults() | _flat(json.loads(path.read_text(encoding="utf-8"))["config"])
   now = _flat(json.loads(json.dumps(nested(config))))
   differing = [
     f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
@@ -225,10 +226,14 @@ def parameter_lines(specs, shardings) -> list[str]:
   ]
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
+def _defaults() -> dict:
   from configs import base
 
-  known = flatten(base.get_config())
+  return json.loads(json.dumps(flatten(base.get_config())))
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+  known = _defaults()
   out = {}
   for key, value in config.items():
     if prefix + key not in known and isinstance(value, dict):

@@ -197,6 +197,18 @@ def test_the_seed_changes_the_choice_and_the_order():
   assert set(zero) == set(one) and zero != one
 
 
+def test_a_seed_of_the_choice_alone():
+  """The order changes with `seed`, the rows with `choice_seed`; without it `seed` says both."""
+  encoded = make_encoded(examples_of(ROWS))
+  plans = {
+    (a, b): ids(encoded, plan_of(encoded, seed=a, choice_seed=b)) for a in (0, 1) for b in (0, 1)
+  }
+  assert plans[0, 0] == ids(encoded, plan_of(encoded, seed=0))
+  assert plans[1, 1] == ids(encoded, plan_of(encoded, seed=1))
+  assert sorted(plans[0, 0]) == sorted(plans[1, 0]) and plans[0, 0] != plans[1, 0]
+  assert sorted(plans[0, 0]) != sorted(plans[0, 1])
+
+
 def test_the_hash_tells_every_change_apart():
   encoded = make_encoded(examples_of(ROWS))
   other = dataclasses.replace(encoded, fingerprint="other bytes")

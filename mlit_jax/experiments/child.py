@@ -1,0 +1,29 @@
+"""A command of ours that ends with the process that started it: `python -m mlit_jax.experiments.child PID VERB ...`.
+
+A sweep that is killed must leave no run behind: it would go on unseen and hold its workdir. Linux only; elsewhere
+such a run goes on until it is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+  parent, verb = int(sys.argv[1]), sys.argv[2]
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+      os.kill(os.getpid(), signal.SIGKILL)
+  sys.argv = [f"mlit_jax.{verb}", *sys.argv[3:]]
+  runpy.run_module(f"mlit_jax.{verb}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,133 @@
+"""Run a list of trainings with their evaluation and judging, and report on all of them.
+
+  python -m mlit_jax.sweep --config configs/paper/fig3_pinch.py --workdir runs/fig3 --dry-run \
+    --config.model=MODEL --config.rows='rows/{lang}.jsonl' --config.eval_rows='held_out/{lang}.jsonl'
+
+The same command again does what is left: runs go on where they stopped, failed ones are tried again. Runs that several
+sweeps need are trained once. Exit codes: 0 all done, 2 something to mend, 1 some runs failed (their logs are named),
+75 stopped by a signal after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlit_jax import runtime, user_file
+from mlit_jax.config import base_config, load_config
+from mlit_jax.errors import UserError
+from mlit_jax.experiments import costs, local, planning, tasks
+from mlit_jax.experiments.designs import Arm
+from mlit_jax.training.console import Terminal
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    "mlit_jax.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--config", default="", help="Python file with get_config() and get_arms(c), see configs/sweep.py")  # fmt: skip
+  add("--workdir", default="", help="the sweep's folder (config key workdir)")
+  add("--dry-run", action="store_true", help="print runs, tokens, judge calls, time and cost; write nothing")  # fmt: skip
+  add("--jobs", type=int, default=1, help="runs at a time on this machine")
+  add("--devices", default="", help="with --jobs: CUDA devices of each, as 0,1/2,3 for two jobs of two")  # fmt: skip
+  add("--only", type=int, default=-1, help="do the K-th run alone (as the tasks of a cluster do)")
+  add("--judge_and_report", action="store_true", help="only what comes after the runs")
+  add("--tokens_per_second", type=float, default=0.0, help="of a run, for the estimate of --dry-run")  # fmt: skip
+  add("--debug", action="store_true", help="tracebacks for user errors too")
+  args, overrides = parser.parse_known_args()
+  failed: list[str] = []
+  code = runtime.run_main(lambda: run(args, overrides, failed), debug=args.debug)
+  return code or (runtime.EXIT_FAULT if failed else 0)
+
+
+def run(args, overrides: Sequence[str], failed: list[str]) -> None:
+  """Plan, write the folder, do the tasks, report; names of failed tasks go into `failed`."""
+  if args.jobs < 1:
+    raise UserError(f"--jobs is {args.jobs}; it must be at least 1")
+  devices = args.devices.split("/") if args.devices else []
+  if devices and len(devices) != args.jobs:
+    raise UserError(f"--devices names those of {len(devices)} jobs, --jobs is {args.jobs}")
+  terminal = Terminal()
+  plan = plan_of(args, overrides)
+  if args.dry_run:
+    costs.show(plan, terminal, tokens_per_second=args.tokens_per_second)
+    return
+  root = plan.root if plan else Path(args.workdir)
+  # The tasks of a cluster work side by side on a sweep that was planned before.
+  with contextlib.nullcontext() if args.only >= 0 else runtime.locked(root):
+    if plan:
+      planning.write(plan)
+      terminal.line(
+        f"{len(plan.runs)} runs, {len(plan.distinct)} of them different, in {plan.config.trained}; "
+        f"{len(plan.comparisons)} comparisons to judge"
+      )
+    do(root, args, devices, terminal, failed)
+
+
+def plan_of(args, overrides: Sequence[str]) -> planning.Plan | None:
+  """The plan of the sweep's file; None where --workdir names a sweep that was planned before."""
+  if not args.config:
+    if args.dry_run or overrides or not (Path(args.workdir) / "tasks.json").exists():
+      raise UserError(
+        "--config is missing; name a sweep's file, such as configs/paper/fig3_pinch.py"
+      )
+    return None
+  c = load_config(args.config, overrides, base="sweep")
+  if args.workdir:
+    c.workdir = args.workdir
+  if not c.workdir:
+    raise UserError("workdir is empty; give --workdir DIR")
+  return planning.make_plan(
+    c, read_arms(args.config, c), read_covariates(args.config, c), base_config()
+  )
+
+
+def read_arms(file: str, c) -> list[Arm]:
+  """What get_arms(c) of the sweep's file gives."""
+  arms = list(user_file.call(Path(file), "get_arms", c, what=f"--config {file}"))
+  if not arms or not all(isinstance(arm, Arm) for arm in arms):
+    raise UserError(
+      f"--config {file}: get_arms(c) must return a list of Arm, see mlit_jax/experiments/designs.py"
+    )
+  return arms
+
+
+def read_covariates(file: str, c) -> list[Mapping]:
+  """What get_covariates(c) gives, if the file has it."""
+  return list(user_file.call(Path(file), "get_covariates", c, what=f"--config {file}", optional=()))
+
+
+def do(root: Path, args, devices: Sequence[str], terminal: Terminal, failed: list[str]) -> None:
+  """The tasks of a planned sweep, and its report."""
+  todo = tasks.read_tasks(root)
+  chains = tasks.chains(todo)
+  if args.only >= 0:
+    if args.only >= len(chains):
+      raise UserError(f"--only {args.only}: the sweep has the runs 0 to {len(chains) - 1}")
+    todo = chains[args.only]
+  elif args.judge_and_report:
+    todo = [task for task in todo if not task.chain]
+  outcome = local.run_tasks(todo, root / "logs", jobs=args.jobs, devices=devices, say=terminal.line)
+  if args.only < 0 and not outcome.stopped:
+    last = [tasks.report_task(root)]
+    outcome.add(local.run_tasks(last, root / "logs", jobs=1, say=terminal.line))
+  if outcome.stopped:
+    raise runtime.Stopped("stopped; the same command goes on from here")
+  terminal.line(
+    f"{outcome.done} tasks done, {outcome.skipped} were done before, {len(outcome.failed)} failed"
+  )
+  for name, code in outcome.failed.items():
+    terminal.warning(f"{name} failed with exit code {code}; see {root / 'logs' / name}.log")
+  if args.only < 0 and "report" not in outcome.failed:
+    terminal.line(f"\nreport  {root / 'report' / 'report.html'}")
+  if outcome.left:
+    terminal.warning(f"not begun, since an earlier task failed: {', '.join(outcome.left)}")
+  failed += outcome.failed
+
+
+if __name__ == "__main__":
+  sys.exit(main())
