@@ -219,6 +219,26 @@ def test_the_same_groups_in_every_language_and_none_in_both_splits(rows):
 
 
 @needs_data
+def test_a_group_has_the_same_wording_everywhere_and_all_are_used(rows):
+  def wording(row):
+    prompts = study.INSTRUCTIONS[row["task"]][row["lang"]]["prompts"]
+    parts = [prompt.split("{text}") for prompt in prompts]
+    fits = [row["prompt"].startswith(a) and row["prompt"].endswith(b) for a, b in parts]
+    assert sum(fits) == 1, row
+    return fits.index(True)
+
+  for split, counts in COUNTS.items():
+    used = [wording(row) for row in rows[split]["en"]]
+    for lang in LANGUAGES:
+      assert [wording(row) for row in rows[split][lang]] == used, (split, lang)
+    for task, number in counts.items():
+      of_task = collections.Counter(
+        n for n, row in zip(used, rows[split]["en"], strict=True) if row["task"] == task
+      )
+      assert sorted(of_task) == [0, 1, 2] and min(of_task.values()) >= number // 3
+
+
+@needs_data
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_rows_are_distinct_and_in_the_right_script(rows, lang):
   everything = rows["train"][lang] + rows["eval"][lang]
