@@ -148,7 +148,7 @@ def measured_speed(trained: Path) -> tuple[float, str]:
   ), f"the median of {len(found)} runs in {trained}, evaluation included"
 
 
-def judging(c, plan: Plan) -> Estimate:
+def judging(plan: Plan) -> Estimate:
   """Of all comparisons, if every answer were as long as it may be."""
   c = plan.config
   options = dict(c.judge_options)
