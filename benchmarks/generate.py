@@ -1,6 +1,6 @@
 """Greedy decoding beside transformers.generate: same model, same prompts, same answers, batch of 32.
 
-  python benchmarks/generate.py [--rounds 5] [--prompts 128] [--cores 1] [--size base12|100m]
+  python benchmarks/generate.py [--rounds 5] [--prompts 128] [--cores 1] [--size tiny12|100m]
 
 Each side runs in a process of its own on the same cores, which stays warm; rounds go in turn. Prompts are
 bundled questions in twelve languages. Two cases: answers of mixed length (log-normal, as real ones are;
@@ -41,7 +41,7 @@ def main():
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--prompts", type=int, default=128)
   parser.add_argument("--cores", type=int, default=1)
-  parser.add_argument("--size", choices=("base12", "100m"), default="base12")
+  parser.add_argument("--size", choices=("tiny12", "100m"), default="tiny12")
   parser.add_argument("--side", choices=("ours", "torch"), default="")
   parser.add_argument("--folder", default="")
   args = parser.parse_args()
@@ -105,7 +105,7 @@ def write_inputs(folder: Path, size: str, num_prompts: int) -> None:
   from mlit_jax.data.tokenizer import Tokenizer
 
   model = folder / "model"
-  shutil.copytree(ASSETS / "base12", model)
+  shutil.copytree(ASSETS / "tiny12", model)
   if size == "100m":
     write_wide(model)
   tokenizer = Tokenizer.load(model)

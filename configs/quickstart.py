@@ -22,7 +22,7 @@ def get_config():
   c = base.get_config()
   c.workdir = "runs/quickstart"
   c.epochs = 12
-  c.model.path = str(ASSETS / "base12")
+  c.model.path = str(ASSETS / "tiny12")
   c.model.dtype = "float32"  # on CPU bfloat16 is slower
   c.data.train = {lang: [str(ROWS / "train" / f"{lang}.jsonl")] for lang in LANGUAGES}
   c.data.mixture = {"counts": {"en": 120, "*": 40}}

@@ -42,7 +42,7 @@ def test_an_evaluation_that_was_killed_and_begun_again_writes_the_same_files(tmp
   suite = "mlit_jax/assets/instructions12/eval/*.jsonl"
   words = (
     "--model",
-    "mlit_jax/assets/base12",
+    "mlit_jax/assets/tiny12",
     "--suite",
     suite,
     "--languages",

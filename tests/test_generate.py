@@ -8,7 +8,7 @@ import pytest
 from mlit_jax import generate
 from tests import commands
 
-BASE = commands.ROOT / "mlit_jax" / "assets" / "base12"
+BASE = commands.ROOT / "mlit_jax" / "assets" / "tiny12"
 PROMPTS = [
   {"id": 1, "lang": "sw", "prompt": "Kwa nini anga ni la bluu?"},
   {"id": 1, "lang": "zh", "prompt": "为什么天是蓝的？请用一句话回答。"},

@@ -126,7 +126,7 @@ def test_answers_are_judged_against_each_languages_own_model(tmp_path):
     tmp_path,
     "c.curves = []",
     "c.matrix = True",
-    f"c.judge = 'model:{small.ASSETS / 'base12'}'",
+    f"c.judge = 'model:{small.ASSETS / 'tiny12'}'",
     "c.judge_options = {'max_new_tokens': 4, 'rubric_language': 'en', 'template': " + repr(str(template(tmp_path))) + "}",
     "c.generate_options = {'max_new_tokens': 8}",
     "c.languages = ['en', 'fi']",

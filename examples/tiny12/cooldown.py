@@ -1,7 +1,7 @@
 """The end of tiny12's training: from the first part's model, the rate goes down to nothing.
 
-  python -m mlit_jax.export --workdir runs/tiny12/run --step 1192 --out runs/tiny12/part1
-  python -m mlit_jax.train --config examples/tiny12/cooldown.py --workdir runs/tiny12/cooldown
+python -m mlit_jax.export --workdir runs/tiny12/run --step 1192 --out runs/tiny12/part1
+python -m mlit_jax.train --config examples/tiny12/cooldown.py --workdir runs/tiny12/cooldown
 """
 
 import importlib.util

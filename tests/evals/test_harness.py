@@ -14,7 +14,7 @@ from mlit_jax.evals.harness import begin, continuation, make_lm, run_harness
 from mlit_jax.opening import open_model, whole_mesh
 from mlit_jax.training.console import Terminal
 
-BASE = Path(mlit_jax.__file__).parent / "assets" / "base12"
+BASE = Path(mlit_jax.__file__).parent / "assets" / "tiny12"
 PAIRS = [
   ("The cat sat on the", " mat."),
   ("The cat sat on the ", "mat."),  # white space belongs to what follows
@@ -33,7 +33,7 @@ def model():
 def lm(model):
   pytest.importorskip("lm_eval")
   return make_lm(
-    "base12",
+    "tiny12",
     model.cfg,
     model.params,
     model.tokenizer,

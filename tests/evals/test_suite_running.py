@@ -18,7 +18,7 @@ from mlit_jax.evals.summary import summarise
 from mlit_jax.opening import open_model, whole_mesh
 from mlit_jax.training.console import Terminal
 
-BASE = Path(mlit_jax.__file__).parent / "assets" / "base12"
+BASE = Path(mlit_jax.__file__).parent / "assets" / "tiny12"
 TEXTS = {
   "en": ("The cat sat on the", (" mat.", " mountain of the moon.")),
   "ru": ("Кошка сидела на", (" окне.", " луне и пела.")),

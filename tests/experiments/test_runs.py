@@ -106,7 +106,7 @@ def test_rows_count_and_not_where_they_lie(tmp_path):
 def test_a_base_model_counts_by_what_it_holds(tmp_path):
   c = config_of(tmp_path)
   folder = tmp_path / "model"
-  shutil.copytree(small.ASSETS / "base12", folder)
+  shutil.copytree(small.ASSETS / "tiny12", folder)
   c.model = str(folder)
   first = id_of(c)
   folder = folder.rename(tmp_path / "moved")

@@ -51,7 +51,7 @@ def one_device():
 def says_a(tmp_path_factory):
   """A real model, made by hand: after <|assistant|> comes A, after A the end."""
   folder = tmp_path_factory.mktemp("says_a")
-  for path in (ASSETS / "base12").iterdir():
+  for path in (ASSETS / "tiny12").iterdir():
     if path.suffix != ".safetensors":
       shutil.copy(path, folder)
   config = json.loads((folder / "config.json").read_text())
@@ -114,9 +114,9 @@ def test_weights_are_known_by_every_bit_and_on_any_mesh():
 
 def test_a_prompt_that_a_local_model_cannot_hold_is_refused(tmp_path, files):
   words = files(a=answers(good, rows=1), b=answers(fair, rows=1))
-  err = refused(*words, "--judge", f"model:{ASSETS / 'base12'}", "--out", tmp_path / "out")
+  err = refused(*words, "--judge", f"model:{ASSETS / 'tiny12'}", "--out", tmp_path / "out")
   assert "has 256 positions" in err and "--template" in err
-  words += ["--judge", f"model:{ASSETS / 'base12'}", "--out", tmp_path / "out"]
+  words += ["--judge", f"model:{ASSETS / 'tiny12'}", "--out", tmp_path / "out"]
   assert "a local judge is greedy" in refused(*words, "--temperature", 1)
 
 
@@ -130,7 +130,7 @@ def tiny(tmp_path_factory):
   For one prompt of seven it leaves the verdict out.
   """
   folder = tmp_path_factory.mktemp("tiny")
-  shutil.copytree(ASSETS / "base12", folder, dirs_exist_ok=True)
+  shutil.copytree(ASSETS / "tiny12", folder, dirs_exist_ok=True)
   config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 4096}
   (folder / "config.json").write_text(json.dumps(config))
   args = argparse.Namespace(max_new_tokens=6, temperature=0.0, dtype="float32")
