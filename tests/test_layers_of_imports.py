@@ -58,7 +58,9 @@ MAY_IMPORT = {
     "stepping",
     "checks",
   },
-  "reporting": {"training", "charts", "page", "errors", "metrics"},
+  # What came of a sweep: figures of evaluations and what statistics make of them.
+  "experiments": {"data", "evals", "training", "errors", "metrics"},
+  "reporting": {"experiments", "evals", "training", "charts", "page", "errors", "metrics"},
   "evals": {
     "batch",
     "mesh",

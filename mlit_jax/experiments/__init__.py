@@ -1,0 +1,1 @@
+"""The published experiments as lists of runs, and what came of them."""
