@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 WIDTH = 440  # of a chart; beside each other on a desk, below each other and legible at 400 px
 ROW, LABEL_GAP = 27, 13
 NUM_COLOURS = 6
+MOST_OF_A_PLACE = 14  # characters below a point
 
 # Okabe and Ito's hues, darkened (lightened) until they stand out from white (black) by 3:1 or more.
 COLOURS = """
@@ -223,7 +224,8 @@ def points(
     ]
   middle = (len(series) - 1) / 2
   parts += [
-    _text(x(k, middle), bottom + 16, name, "muted small mid") for k, name in enumerate(places)
+    _text(x(k, middle), bottom + 16, shorten(name, MOST_OF_A_PLACE), "muted small mid")
+    for k, name in enumerate(places)
   ]
   parts.append(_text((left + right) / 2, bottom + 34, x_label, "muted small mid"))
   ends = [y(s.points[max(s.points)][0]) for s in series]

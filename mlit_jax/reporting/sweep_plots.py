@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Iterator
 
-from mlit_jax.charts import is_number, visible
+from mlit_jax.charts import is_number, shorten, visible
 from mlit_jax.experiments.cells import GROUPS
 from mlit_jax.experiments.curves import Drawn
 from mlit_jax.experiments.transfer import Matrix
 from mlit_jax.metrics import LOWER_IS_BETTER
 from mlit_jax.reporting import sweep_words as words
 from mlit_jax.reporting.sweep import Results
+
+MOST_CHARACTERS = 40  # of a name; a longer one would leave no room for the plot
 
 
 def plots(results: Results) -> Iterator[tuple[str, object]]:
@@ -114,7 +116,7 @@ def column_shares(matrix: Matrix) -> dict[tuple[str, str], float]:
 
 def _plain(text: object) -> str:
   """Text for matplotlib, to which a dollar sign means mathematics."""
-  return visible(str(text)).replace("$", r"\$")
+  return shorten(visible(str(text)), MOST_CHARACTERS).replace("$", r"\$")
 
 
 def _file_name(text: str, otherwise: str) -> str:
