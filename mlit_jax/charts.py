@@ -10,11 +10,12 @@ import html
 import itertools
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 WIDTH = 440  # of a chart; beside each other on a desk, below each other and legible at 400 px
 ROW, LABEL_GAP = 27, 13
 NUM_COLOURS = 6
+MOST_OF_A_PLACE = 14  # characters below a point
 
 # Okabe and Ito's hues, darkened (lightened) until they stand out from white (black) by 3:1 or more.
 COLOURS = """
@@ -27,7 +28,7 @@ COLOURS = """
 .chart .worse { stroke: var(--c1); fill: var(--c1); }
 .chart .line { fill: none; stroke-width: 1.7; stroke-linejoin: round; }
 .chart .leader { stroke-width: .8; fill: none; opacity: .7; } .chart .heavy { stroke-width: 3.2; }
-.chart .dashed { stroke-dasharray: 5 3; } .chart .ink { stroke: var(--ink); } .chart .dot.ink { fill: var(--ink); }
+.chart .faint { opacity: .45; } .chart .dashed { stroke-dasharray: 5 3; } .chart .ink { stroke: var(--ink); } .chart .dot.ink { fill: var(--ink); }
 """ + "".join(
   f".chart .s{i} {{ stroke: var(--c{i}); }} .chart .dot.s{i} {{ fill: var(--c{i}); }}\n"
   for i in range(NUM_COLOURS)
@@ -68,6 +69,18 @@ class Line:
 
   name: str
   points: Sequence[tuple[float, float]]
+  style: str | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """Points of one line with intervals and the values behind each: {place: (value, low, high, values)}.
+
+  Places count the points of the axis from 0. low, high: None without an interval.
+  """
+
+  name: str
+  points: Mapping[int, tuple[float, float | None, float | None, Sequence[float]]]
   style: str | int
 
 
@@ -178,6 +191,53 @@ def lines(title: str, lines: Sequence[Line], *, integer_x: bool = True) -> Chart
   )
 
 
+def points(
+  title: str,
+  places: Sequence[str],
+  series: Sequence[Series],
+  show: Callable[[float], str],
+  x_label: str,
+  *,
+  width: float = WIDTH,
+) -> Chart:
+  """Lines over named places, evenly spaced, with interval bars and a faint dot for every value behind a point.
+
+  The lines of a place stand beside each other. Bars that would dwarf the values (two replicates) end at the frame.
+  """
+  left, right, top = 52, width - 84, 34
+  bottom = top + max(250, LABEL_GAP * (len(series) + 1))
+  start, stop, ticks = _frame(series)
+  apart = min(8.0, 0.6 * (right - left) / (len(places) * max(1, len(series))))
+
+  def x(place, i):
+    return left + (right - left) * (place + 0.5) / len(places) + apart * (i - (len(series) - 1) / 2)
+
+  def y(value):
+    inside = min(max(value, start), stop)
+    return bottom - (bottom - top) * (inside - start) / ((stop - start) or 1)
+
+  parts = [_text(0, 14, title, "strong")]
+  for tick in ticks:
+    parts += [
+      _rule(left, y(tick), right, y(tick)),
+      _text(left - 6, y(tick) + 4, show(tick), "muted small end"),
+    ]
+  middle = (len(series) - 1) / 2
+  parts += [
+    _text(x(k, middle), bottom + 16, shorten(name, MOST_OF_A_PLACE), "muted small mid")
+    for k, name in enumerate(places)
+  ]
+  parts.append(_text((left + right) / 2, bottom + 34, x_label, "muted small mid"))
+  ends = [y(s.points[max(s.points)][0]) for s in series]
+  for i, (one, label_y) in enumerate(zip(series, spread(ends, LABEL_GAP, top, bottom))):
+    parts.append(_series(one, lambda place, i=i: x(place, i), y, right, label_y))
+  says = ", ".join(
+    f"{s.name} " + " ".join(f"{show(s.points[k][0])} at {places[k]}" for k in sorted(s.points))
+    for s in series
+  )
+  return Chart("".join(parts), bottom + 42, f"{title}: {says}", width)
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
   """The positions nearest to `wanted` (least squares) that lie `gap` apart and within low..high.
 
@@ -274,6 +334,45 @@ def _line(line: Line, x, y, right: float, label_y: float) -> str:
     f'<path class="leader {colour}" d="M{_n(end_x + 3)} {_n(end_y)}L{_n(right + 22)} {_n(label_y)}"/>'
     f"{_text(right + 26, label_y + 4, shorten(line.name, 7), 'small' + (' strong' if heavy else ''))}</g>"
   )
+
+
+def _frame(series: Sequence[Series]) -> tuple[float, float, list[float]]:
+  """Ends and ticks of the axis: all values, and intervals unless they reach far beyond."""
+  found = [p for one in series for p in one.points.values()]
+  values = [v for value, _, _, dots in found for v in (value, *dots)]
+  low, high = min(values, default=0.0), max(values, default=1.0)
+  room = 0.6 * (high - low) or 0.5 * abs(high) or 0.5
+  bars = [v for _, a, b, _ in found for v in (a, b) if v is not None]
+  ticks = nice_ticks(
+    max(low - room, min([low, *bars])),
+    min(high + room, max([high, *bars])),
+  )
+  return ticks[0], ticks[-1], ticks
+
+
+def _series(one: Series, x, y, right: float, label_y: float) -> str:
+  heavy = one.style == "heavy"
+  colour = "ink" if heavy else f"s{one.style % NUM_COLOURS}"
+  spots = [(x(k), y(one.points[k][0])) for k in sorted(one.points)]
+  path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b in spots)
+  parts = [f'<path class="line {colour} faint" d="{path}"/>']
+  for k in sorted(one.points):
+    value, low, high, values = one.points[k]
+    parts += [
+      f'<circle class="dot {colour} faint" cx="{_n(x(k) + 3)}" cy="{_n(y(v))}" r="1.8"/>'
+      for v in values
+    ]
+    if low is not None and high is not None:
+      parts.append(f'<path class="line {colour}" d="M{_n(x(k))} {_n(y(low))}V{_n(y(high))}"/>')
+    parts.append(
+      f'<circle class="dot {colour}" cx="{_n(x(k))}" cy="{_n(y(value))}" r="{4 if heavy else 3.2}"/>'
+    )
+  end_x, end_y = spots[-1]
+  parts.append(
+    f'<path class="leader {colour}" d="M{_n(end_x + 4)} {_n(end_y)}L{_n(right + 6)} {_n(label_y)}"/>'
+    f"{_text(right + 10, label_y + 4, shorten(one.name, 10), 'small' + (' strong' if heavy else ''))}"
+  )
+  return f"<g><title>{escape(one.name)}</title>{''.join(parts)}</g>"
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:

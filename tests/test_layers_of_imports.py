@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "training",
     "evals",
   },
-  "reporting": {"training", "charts", "page", "errors", "metrics"},
+  "reporting": {"experiments", "evals", "training", "charts", "page", "errors", "metrics"},
   "evals": {
     "batch",
     "mesh",

@@ -169,7 +169,8 @@ def write_evaluation(
 def generation_rows(records: Iterable[Record], model: str) -> list[dict]:
   """One object for each response, the fields of generations.jsonl.
 
-  `tokens` is their number; `fidelity` what was found of the language, where that was measured.
+  `tokens` is their number; `fidelity` what was found of the language, `chrf` and `exact` the
+  comparison with the reference, where that was measured; `group_id` tells which are translations.
   """
   return [
     {
@@ -182,6 +183,11 @@ def generation_rows(records: Iterable[Record], model: str) -> list[dict]:
       "model": model,
       "set": r.set,
       **({"fidelity": r.verdict.row()} if r.verdict else {}),
+      **{
+        name: value
+        for name in ("chrf", "exact", "group_id")
+        if (value := getattr(r, name)) is not None
+      },
     }
     for r in records
     if r.response is not None

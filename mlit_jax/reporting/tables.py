@@ -22,7 +22,7 @@ def figures_csv(runs: Sequence[Run]) -> str:
     (c.run, c.step, c.set, c.lang, c.metric, *(c.figure.get(k) for k in ("value", "n", "low", "high", "lang")))
     for c in cells(runs)
   ]  # fmt: skip
-  return _csv(FIGURE_COLUMNS, rows)
+  return as_csv(FIGURE_COLUMNS, rows)
 
 
 def figures_json(runs: Sequence[Run]) -> dict:
@@ -41,7 +41,7 @@ def ledger_csv(runs: Sequence[Run]) -> str:
           (run.name, lang, source, of.get("rows_read"), *(of.get(name) for name in COUNTS),
            *(trained.get(name) for name in COUNTS), run.ledger.get("hash"))
         )  # fmt: skip
-  return _csv(LEDGER_COLUMNS, rows)
+  return as_csv(LEDGER_COLUMNS, rows)
 
 
 def grid(found: Sequence[Cell], metric: str) -> tuple[list[str], list[str], dict]:
@@ -61,7 +61,7 @@ def grid(found: Sequence[Cell], metric: str) -> tuple[list[str], list[str], dict
   return [label[r] for r in rows], languages, {(label[c.run, c.step], c.lang): c for c in mine}
 
 
-def _csv(columns: Sequence[str], rows) -> str:
+def as_csv(columns: Sequence[str], rows) -> str:
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
   writer.writerow(columns)

@@ -166,7 +166,10 @@ def test_files(tmp_path):
     "tokens": 6,
     "model": "runs/a@20",
     "set": "chat",
+    "group_id": "1",
   }
+  first = json.loads(lines[0])
+  assert (first["chrf"], first["exact"], first["group_id"]) == (100.0, True, "0")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
