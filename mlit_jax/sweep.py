@@ -89,6 +89,8 @@ def run(args, overrides: Sequence[str], failed: dict[str, int]) -> None:
     costs.show(plan, terminal, tokens_per_second=args.tokens_per_second)
     return
   root = plan.root if plan else Path(args.workdir)
+  if plan or (args.executor == "slurm" and not args.write_only):
+    slurm.check_not_queued(root)
   # The tasks of a cluster work side by side on a sweep that was planned before.
   with contextlib.nullcontext() if args.only >= 0 else runtime.locked(root):
     if plan:

@@ -56,8 +56,6 @@ class Options:
 
 def submit(root: Path, options: Options, say: Callable[[str], None]) -> None:
   """Write the two scripts and hand them to sbatch; runs that are done are left out."""
-  if not options.write_only:
-    _check_not_queued(root)
   left = write(root, tasks.read_tasks(root), options)
   array, finish = root / ARRAY, root / FINISH
   runs = f"runs {ranges(left)}" if left else "no runs: all of them are done"
@@ -165,6 +163,25 @@ def check(options: Options) -> None:
         )
 
 
+def check_not_queued(root: Path) -> None:
+  """Tasks of the array go by the numbers of the plan, so it must stay until they have ended."""
+  try:
+    jobs = json.loads((root / JOBS).read_text("utf-8"))
+  except (OSError, ValueError):
+    return
+  for job in jobs:
+    try:
+      found = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True
+      )
+    except OSError:
+      return
+    if found.returncode == 0 and found.stdout.strip():  # not 0: SLURM has forgotten it
+      raise UserError(
+        f"job {job} of {root} is still in the queue; wait for it, or stop it: scancel {' '.join(jobs)}"
+      )
+
+
 def ranges(numbers: Sequence[int]) -> str:
   """[0, 1, 2, 5] -> "0-2,5" """
   out: list[list[int]] = []
@@ -202,22 +219,3 @@ def _sbatch(file: Path, *flags: str) -> str:
   return done.stdout.strip().split(";")[
     0
   ]  # behind it the name of the cluster, where there are some
-
-
-def _check_not_queued(root: Path) -> None:
-  """A run twice in the queue would find its folder in use."""
-  try:
-    jobs = json.loads((root / JOBS).read_text("utf-8"))
-  except (OSError, ValueError):
-    return
-  for job in jobs:
-    try:
-      found = subprocess.run(
-        ["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True
-      )
-    except OSError:
-      return
-    if found.returncode == 0 and found.stdout.strip():  # not 0: SLURM has forgotten it
-      raise UserError(
-        f"job {job} of {root} is still in the queue; wait for it, or stop it: scancel {' '.join(jobs)}"
-      )

@@ -200,6 +200,22 @@ def get_arms(c):
 """
 
 
+def test_the_plan_of_a_sweep_in_the_queue_stays(stubs, tmp_path):
+  """By its numbers the tasks know their runs, whoever would write another plan."""
+  config, root = tmp_path / "two.py", tmp_path / "s"
+  config.write_text(_SWEEP.format(trained=str(tmp_path / "trained"), steps=4))
+  assert call(root, "--config", config)[0] == 0
+  before = (root / "tasks.json").read_text()
+  stub(stubs, "squeue", "echo runs")
+  for executor in ("slurm", "local", "kubernetes"):
+    code, _, err = call(root, "--config", config, "--config.seeds=[1]", "--executor", executor)
+    assert code == 2 and "job 41" in err and "still in the queue" in err
+  assert (root / "tasks.json").read_text() == before
+  stub(stubs, "squeue", "exit 1")
+  assert call(root, "--config", config, "--config.seeds=[1]", "--write_only")[0] == 0
+  assert (root / "tasks.json").read_text() != before
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing()), reason=f"SLURM is not installed: {missing()}")
 def test_a_sweep_through_slurm(tmp_path):
