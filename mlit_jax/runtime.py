@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ from mlit_jax.errors import UserError
 EXIT_USER, EXIT_FAULT, EXIT_STOPPED = 2, 1, 75
 RENDEZVOUS_SECONDS = 1800  # until all processes are there: hosts of a pod may boot minutes apart
 LONGEST_WAIT_MS = 24 * 3600 * 1000  # for processes that are alive but not ready to begin
+SAME_SIGNAL_SECONDS = (
+  1.0  # SLURM signals every process of a job, and a sweep passes its own signal on
+)
 MESSAGE_BYTES = 2048  # of an error that processes tell one another
 
 
@@ -176,14 +180,14 @@ def locked(workdir: Path, *, exclusive: bool = True):
 
 
 class StopSignal:
-  """Set by SIGTERM, SIGINT or SIGUSR1; the second signal ends the process at once.
+  """Set by SIGTERM, SIGINT or SIGUSR1; a second signal, a second later or more, ends the process at once.
 
   Among several processes SIGTERM belongs to JAX, which lets all agree on one step; the other two are
   passed on as SIGTERM.
   """
 
   def __init__(self):
-    self.name = ""
+    self.name, self.since = "", 0.0
 
   def __enter__(self):
     alone = jax.process_count() == 1
@@ -198,8 +202,10 @@ class StopSignal:
 
   def _handle(self, number, _frame):
     if self.name:
+      if time.monotonic() - self.since < SAME_SIGNAL_SECONDS:
+        return
       os._exit(128 + number)
-    self.name = signal.Signals(number).name
+    self.name, self.since = signal.Signals(number).name, time.monotonic()
     if not self.alone:
       os.kill(os.getpid(), signal.SIGTERM)
 

@@ -6,6 +6,7 @@
 The same command again does what is left: runs go on where they stopped, failed ones are tried again. Runs that several
 sweeps need are trained once. Exit codes: 0 all done, 2 something to mend, 1 some runs failed (their logs are named),
 75 stopped by a signal after saving.
+--executor slurm submits the runs to SLURM, kubernetes writes manifests (docs/sweeps.md).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from mlit_jax import runtime, user_file
 from mlit_jax.config import base_config, load_config
 from mlit_jax.errors import UserError
-from mlit_jax.experiments import costs, local, planning, tasks
+from mlit_jax.experiments import costs, kubernetes, local, planning, slurm, tasks
 from mlit_jax.experiments.designs import Arm
 from mlit_jax.training.console import Terminal
 
@@ -38,25 +39,58 @@ def main() -> int:
   add("--judge_and_report", action="store_true", help="only what comes after the runs")
   add("--tokens_per_second", type=float, default=0.0, help="of a run, for the estimate of --dry-run")  # fmt: skip
   add("--debug", action="store_true", help="tracebacks for user errors too")
+  add_executors(parser)
   args, overrides = parser.parse_known_args()
-  failed: list[str] = []
+  failed: dict[str, int] = {}
   code = runtime.run_main(lambda: run(args, overrides, failed), debug=args.debug)
-  return code or (runtime.EXIT_FAULT if failed else 0)
+  return code or code_of(failed, alone=args.only >= 0)
 
 
-def run(args, overrides: Sequence[str], failed: list[str]) -> None:
+def add_executors(parser: argparse.ArgumentParser) -> None:
+  """Flags of clusters; without them the runs are done here."""
+  add = parser.add_argument_group("executors").add_argument
+  add("--executor", choices=("local", "slurm", "kubernetes"), default="local", help="who does the runs: this process; a SLURM array; manifests for you to apply")  # fmt: skip
+  add("--array_limit", type=int, default=0, help="slurm, kubernetes: runs at a time; 0: no limit")
+  add("--sbatch", default="", help="slurm: options of sbatch, --sbatch='--gpus=1 --time=4:00:00'")
+  add("--sbatch_finish", default="", help="slurm: those of judging and report, if others")
+  add("--write_only", action="store_true", help="slurm: write the scripts, submit nothing")
+  add("--image", default="", help="kubernetes: image of the pods")
+  add("--claim", default="", help="kubernetes: PersistentVolumeClaim with the sweep and its runs")
+  add("--mount", default="", help="kubernetes: where the claim is mounted, here and in the pods")
+  add("--gpus", type=int, default=-1, help="kubernetes: GPUs of a pod; 0: none")
+  add("--hosts", type=int, default=1, help="kubernetes: hosts of a run; from 2 on each is a JobSet")
+  add("--secret", default="", help="kubernetes: Secret whose keys the pods have as variables")
+
+
+def code_of(failed: Mapping[str, int], *, alone: bool) -> int:
+  """Exit code after these tasks failed. A run alone has that of its task: 2 is not worth trying again, 75 is."""
+  if not failed:
+    return 0
+  (code, *others) = set(failed.values())
+  known = (runtime.EXIT_USER, runtime.EXIT_STOPPED)
+  return code if alone and not others and code in known else runtime.EXIT_FAULT
+
+
+def run(args, overrides: Sequence[str], failed: dict[str, int]) -> None:
   """Plan, write the folder, do the tasks, report; names of failed tasks go into `failed`."""
   if args.jobs < 1:
     raise UserError(f"--jobs is {args.jobs}; it must be at least 1")
   devices = args.devices.split("/") if args.devices else []
   if devices and len(devices) != args.jobs:
     raise UserError(f"--devices names those of {len(devices)} jobs, --jobs is {args.jobs}")
+  elsewhere = args.executor != "local"
+  if elsewhere and (args.only >= 0 or args.judge_and_report or args.jobs > 1):
+    raise UserError(
+      f"--executor {args.executor} does all of the sweep elsewhere; leave out --only, --judge_and_report and --jobs"
+    )
   terminal = Terminal()
   plan = plan_of(args, overrides)
   if args.dry_run:
     costs.show(plan, terminal, tokens_per_second=args.tokens_per_second)
     return
   root = plan.root if plan else Path(args.workdir)
+  if plan or (args.executor == "slurm" and not args.write_only):
+    slurm.check_not_queued(root)
   # The tasks of a cluster work side by side on a sweep that was planned before.
   with contextlib.nullcontext() if args.only >= 0 else runtime.locked(root):
     if plan:
@@ -65,7 +99,16 @@ def run(args, overrides: Sequence[str], failed: list[str]) -> None:
         f"{len(plan.runs)} runs, {len(plan.distinct)} of them different, in {plan.config.trained}; "
         f"{len(plan.comparisons)} comparisons to judge"
       )
-    do(root, args, devices, terminal, failed)
+    if not elsewhere:
+      do(root, args, devices, terminal, failed)
+  # Not under the lock: a job that begins at once needs it.
+  if args.executor == "slurm":
+    of = slurm.Options(args.sbatch, args.sbatch_finish, args.array_limit, args.write_only)
+    slurm.submit(root, of, terminal.line)
+  elif args.executor == "kubernetes":
+    names = ("image", "claim", "mount", "gpus", "hosts", "secret")
+    given = {name: getattr(args, name) for name in names}
+    kubernetes.write(root, kubernetes.Options(**given, limit=args.array_limit), terminal.line)
 
 
 def plan_of(args, overrides: Sequence[str]) -> planning.Plan | None:
@@ -101,7 +144,9 @@ def read_covariates(file: str, c) -> list[Mapping]:
   return list(user_file.call(Path(file), "get_covariates", c, what=f"--config {file}", optional=()))
 
 
-def do(root: Path, args, devices: Sequence[str], terminal: Terminal, failed: list[str]) -> None:
+def do(
+  root: Path, args, devices: Sequence[str], terminal: Terminal, failed: dict[str, int]
+) -> None:
   """The tasks of a planned sweep, and its report."""
   todo = tasks.read_tasks(root)
   chains = tasks.chains(todo)
@@ -126,7 +171,7 @@ def do(root: Path, args, devices: Sequence[str], terminal: Terminal, failed: lis
     terminal.line(f"\nreport  {root / 'report' / 'report.html'}")
   if outcome.left:
     terminal.warning(f"not begun, since an earlier task failed: {', '.join(outcome.left)}")
-  failed += outcome.failed
+  failed |= outcome.failed
 
 
 if __name__ == "__main__":

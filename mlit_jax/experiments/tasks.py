@@ -171,3 +171,8 @@ def chains(tasks: Sequence[Task]) -> list[list[Task]]:
     if task.chain:
       out.setdefault(task.chain, []).append(task)
   return list(out.values())
+
+
+def left(tasks: Sequence[Task]) -> list[int]:
+  """Numbers of the chains that are not done, as --only takes them."""
+  return [n for n, chain in enumerate(chains(tasks)) if not all(task.is_done() for task in chain)]
