@@ -147,6 +147,13 @@ def check_mesh(c, cfg: DecoderConfig, mesh) -> None:
       f"mesh.context {context} * mesh.tensor {mesh.shape['tensor']} does not divide the model's {heads} query heads, "
       "which are spread over both while attention sees whole rows; change one of them"
     )
+  memories = meshes.memory_kinds(mesh)
+  if c.optimizer.offload and memories and meshes.HOST_MEMORY not in memories:
+    raise UserError(
+      f"optimizer.offload is True, but to JAX these {meshes.platform(mesh).upper()} devices have no "
+      f"{meshes.HOST_MEMORY!r} memory (only {', '.join(sorted(memories))}); set optimizer.offload=False, and "
+      "optimizer.moments='int8' for a smaller state"
+    )
   if c.model.remat == "offload" and meshes.platform(mesh) == "cpu":
     raise UserError(
       "model.remat is 'offload', but on a CPU activations lie in host memory already; use 'attention_saved', which "

@@ -35,6 +35,9 @@ RULES = {
   "width": None,  # the model width of activations; "embed" is that of weights
 }
 
+# Of a host, as JAX names it: pages that stay where they are, so that devices copy from and to them.
+HOST_MEMORY = "pinned_host"
+
 BATCH_SPEC = P(RULES["batch"], RULES["length"])
 
 
@@ -119,6 +122,16 @@ def param_shardings(specs, mesh: Mesh):
     specs,
     is_leaf=lambda s: hasattr(s, "axes"),
   )
+
+
+def in_host(shardings):
+  """The same, of arrays that rest in the memory of the devices' hosts."""
+  return jax.tree.map(lambda s: s.with_memory_kind(HOST_MEMORY), shardings)
+
+
+def memory_kinds(mesh: Mesh) -> set[str]:
+  """Where arrays can rest, as JAX names it; nothing for GPUs that are only described, which do not tell."""
+  return {memory.kind for memory in mesh.local_devices[0].addressable_memories()}
 
 
 def platform(mesh: Mesh) -> str:
