@@ -22,7 +22,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.evals import summary
 from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
-from mlit_jax.model import decoder, kinds
+from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, media_tokens, text_config
 from mlit_jax.training import moments, optimizer
 from mlit_jax.training.profile import parse_steps
@@ -142,11 +142,12 @@ def check_mesh(c, cfg: DecoderConfig, mesh) -> None:
     raise UserError(
       f"batch.max_length {c.batch.max_length} is not a multiple of mesh.context {context}; change one of them"
     )
-  heads = math.gcd(*(kind.cfg.num_heads for kind in kinds.kinds(cfg)))
-  if context > 1 and heads % (context * mesh.shape["tensor"]):
+  memories = meshes.memory_kinds(mesh)
+  if c.optimizer.offload and memories and meshes.HOST_MEMORY not in memories:
     raise UserError(
-      f"mesh.context {context} * mesh.tensor {mesh.shape['tensor']} does not divide the model's {heads} query heads, "
-      "which are spread over both while attention sees whole rows; change one of them"
+      f"optimizer.offload is True, but to JAX these {meshes.platform(mesh).upper()} devices have no "
+      f"{meshes.HOST_MEMORY!r} memory (only {', '.join(sorted(memories))}); set optimizer.offload=False, and "
+      "optimizer.moments='int8' for a smaller state"
     )
   if c.model.remat == "offload" and meshes.platform(mesh) == "cpu":
     raise UserError(

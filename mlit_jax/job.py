@@ -159,8 +159,7 @@ class Job:
         lambda key: decoder.init_params(self.cfg, key, dtype), out_shardings=shardings.params
       )
       params = init(jax.random.key(self.c.seed))
-    first_state = jax.jit(self.stepping.first_state, out_shardings=shardings, donate_argnums=0)
-    return first_state(params)
+    return self.stepping.begin(params)
 
   def evaluate(self, step: int, params) -> float | None:
     """All sets and languages at this step: files, events and lines; returns the metric for `best`."""

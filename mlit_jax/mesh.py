@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,9 @@ RULES = {
   "slots": None,  # of the past that decoding keeps
   "width": None,  # the model width of activations; "embed" is that of weights
 }
+
+# Of a host, as JAX names it: pages that stay where they are, so that devices copy from and to them.
+HOST_MEMORY = "pinned_host"
 
 BATCH_SPEC = P(RULES["batch"], RULES["length"])
 
@@ -119,6 +122,16 @@ def param_shardings(specs, mesh: Mesh):
     specs,
     is_leaf=lambda s: hasattr(s, "axes"),
   )
+
+
+def in_host(shardings):
+  """The same, of arrays that rest in the memory of the devices' hosts."""
+  return jax.tree.map(lambda s: s.with_memory_kind(HOST_MEMORY), shardings)
+
+
+def memory_kinds(mesh: Mesh) -> set[str]:
+  """Where arrays can rest, as JAX names it; nothing for GPUs that are only described, which do not tell."""
+  return {memory.kind for memory in mesh.local_devices[0].addressable_memories()}
 
 
 def platform(mesh: Mesh) -> str:
@@ -218,18 +231,23 @@ def by_row(run: Callable, x: jax.Array):
 def by_head(run: Callable, q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N=None) -> jax.Array:
   """`run` of attention, o_BTNH, by every device for its rows and query heads and the kv heads that those read.
 
-  It sees whole rows: where `context` cuts them, its devices exchange tokens for heads before and after
-  (Jacobs et al. 2023, DeepSpeed-Ulysses). rows: a tree of arrays [B, ...]; window: the same for all.
+  Where `context` cuts rows, its devices exchange tokens for heads before and after, so that each sees whole rows
+  (Jacobs et al. 2023, DeepSpeed-Ulysses). Heads that cannot be dealt out so stay, with the queries of the device's
+  part of a row, and it gathers that row's keys and values (Llama 3, 2024): see row_parts.
+
+  rows: a tree of arrays [B, ...], whole in both cases; window: the same for all. Last `run` gets where in the
+  row its queries begin.
   """
   mesh = jax.sharding.get_abstract_mesh()
   batch, length = _fitting(("batch", "length"), q_BTNH.shape[:2], mesh)
-  heads, kv_heads = (_head_axes(x.shape[2], mesh) for x in (q_BTNH, k_BSKH))
+  heads, kv_heads = (_head_axes(x.shape[2], mesh.shape) for x in (q_BTNH, k_BSKH))
+  stays = length if is_cut(q_BTNH.shape[1], q_BTNH.shape[2]) else None
   num_groups = q_BTNH.shape[2] // k_BSKH.shape[2]
 
   def here(q, k, v, rows, window, slopes_N):
+    if of_kv[1]:  # gathered here, as the gradient is then scattered, not summed whole
+      k, v = (jax.lax.all_gather(x, length, axis=1, tiled=True) for x in (k, v))
     if heads != kv_heads:  # fewer kv heads than devices: each takes those its queries read
-      if length:  # gathered here, as the gradient is then scattered, not summed whole
-        k, v = (jax.lax.all_gather(x, length, axis=1, tiled=True) for x in (k, v))
       first = _index(heads) * q.shape[2]
       first_kv = _index(kv_heads) * k.shape[2]
       if num_groups % q.shape[2] and q.shape[2] % num_groups:
@@ -238,22 +256,39 @@ def by_head(run: Callable, q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N=None) 
       else:
         start, size = first // num_groups - first_kv, max(1, q.shape[2] // num_groups)
         k, v = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (k, v))
-    return run(q, k, v, rows, window, slopes_N)
+    start = jax.lax.axis_index(stays) * q.shape[1] if stays else 0
+    return run(q, k, v, rows, window, slopes_N, start)
 
-  of_q = P(batch, None, heads)
-  of_kv = P(batch, length if heads != kv_heads else None, kv_heads)
+  of_q = P(batch, stays, heads)
+  of_kv = P(batch, length if stays or heads != kv_heads else None, kv_heads)
   in_specs = (of_q, of_kv, of_kv, P(batch), P(), P(heads))
   spread = jax.shard_map(here, in_specs=in_specs, out_specs=of_q, check_vma=False)
   return spread(q_BTNH, k_BSKH, v_BSKH, rows, window, slopes_N)
 
 
-def _head_axes(num_heads: int, mesh) -> tuple[str, ...]:
+def row_parts(num_heads: int, sizes: Mapping[str, int]) -> int:
+  """Into how many parts the queries of a row are cut within attention, on a mesh of these sizes.
+
+  1 where so many heads can be dealt out over all that share the row, else what `context` cuts it into.
+  """
+  context = RULES["length"]
+  return 1 if context in _head_axes(num_heads, sizes) else sizes[context]
+
+
+def is_cut(length: int, num_heads: int) -> bool:
+  """Whether each device keeps a part of the queries of a row on the mesh that is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  parts = row_parts(num_heads, mesh.shape)
+  return parts > 1 and length % parts == 0
+
+
+def _head_axes(num_heads: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
   """Over which axes so many heads are spread within attention."""
   names, size = (), 1
   for name in RULES["attended_heads"]:
-    if num_heads % (size * mesh.shape[name]):
+    if num_heads % (size * sizes[name]):
       break
-    names, size = (*names, name), size * mesh.shape[name]
+    names, size = (*names, name), size * sizes[name]
   return names
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from mlit_jax import mesh as meshes
@@ -33,6 +34,16 @@ class Stepping:
     """The state of a run that has done nothing, for jit and eval_shape."""
     return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
+  def begin(self, params: dict) -> State:
+    """The first state, where it lives; the parameters are given away."""
+    kinds = {s.memory_kind for s in jax.tree.leaves(self.shardings.opt_state)}
+    if meshes.HOST_MEMORY not in kinds:
+      return jax.jit(self.first_state, out_shardings=self.shardings, donate_argnums=0)(params)
+    # Made where it rests: a program would hold all of it on the devices first.
+    shapes = self.state_shapes()
+    zeros = jax.tree.map(_zeros, shapes._replace(params=None))
+    return zeros._replace(params=params)
+
   def state_shapes(self) -> State:
     """What a state is, with the dtypes and places of its arrays, and none of their values."""
     shapes = jax.eval_shape(self.first_state, decoder.param_shapes(self.cfg, self.param_dtype))
@@ -47,9 +58,11 @@ def make_stepping(
   # Layer by layer a device holds less at once: 10 of 79 GiB of a 4B model on an H100. A CPU takes 1.2 to 2 times
   # as long for the update, and has memory.
   by_layer = meshes.platform(mesh) != "cpu"
-  optimizer = make_optimizer(
-    OptimizerConfig(**c.optimizer), total_steps, specs, seed=c.seed, by_layer=by_layer
-  )
+  optimizer_cfg = OptimizerConfig(**c.optimizer)
+  if meshes.HOST_MEMORY not in meshes.memory_kinds(mesh):
+    # Refused for a run (checks.py). To a compiler of GPUs that are not here all memory is one: a plan reckons.
+    optimizer_cfg = dataclasses.replace(optimizer_cfg, offload=False)
+  optimizer = make_optimizer(optimizer_cfg, total_steps, specs, seed=c.seed, by_layer=by_layer)
   dtype, param_dtype = jnp.dtype(c.model.dtype), jnp.dtype(c.model.param_dtype)
   param_shardings = meshes.param_shardings(specs, mesh)
   shardings = state_shardings(
@@ -73,3 +86,8 @@ def make_stepping(
     z_loss=c.optimizer.z_loss,
   )
   return Stepping(cfg, specs, shardings, optimizer, train_step, param_dtype)
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+  part = np.zeros(like.sharding.shard_shape(like.shape), like.dtype)
+  return jax.make_array_from_callback(like.shape, like.sharding, lambda index: part)

@@ -1,12 +1,16 @@
 """Runs with less memory learn as much, and a run goes on only with the choices it began with."""
 
 import json
+import shutil
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 
 from mlit_jax import export, train
+from mlit_jax import mesh as meshes
+from mlit_jax.opening import open_workdir
 from tests import commands
 
 ROWS = "c.batch.rows = 8"  # one for each device of the tests
@@ -82,3 +86,34 @@ def test_what_cannot_be_is_refused(tmp_path, lines, words):
   config = commands.write_config(tmp_path, ROWS, *lines)
   code, _, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run")
   assert code == 2 and err.count("\n") == 1 and all(word in err for word in words), err
+
+
+def test_a_run_goes_on_with_its_optimizer_in_the_other_memory(tmp_path):
+  """Stopped after two of four steps and ended with the state in the host's memory: bit by bit the run that was not."""
+  lines = (ROWS, "c.epochs, c.steps = 0, 4", "c.eval.sets = {}", "c.eval.every_steps = 0")
+  stays, moves = tmp_path / "stays", tmp_path / "moves"
+  config = commands.write_config(tmp_path, *lines)
+  code, _, err = commands.here(train, "--config", config, "--workdir", stays)
+  assert code == 0, err
+  shutil.copytree(stays, moves)
+  shutil.rmtree(moves / "checkpoints" / "4")
+  config = commands.write_config(tmp_path, *lines, "c.optimizer.offload = True")
+  code, out, err = commands.here(train, "--config", config, "--workdir", moves)
+  assert code == 0 and "resumed at step 2 of 4" in out, err
+  mesh = meshes.make_mesh(devices=jax.devices())
+  a, b = (jax.tree.leaves(open_workdir(of, "latest", mesh).params) for of in (stays, moves))
+  assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+  losses = [
+    {step: e["train/loss"] for step, e in commands.train_events(of).items()}
+    for of in (stays, moves)
+  ]
+  assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_devices_that_cannot_reach_such_memory_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(meshes, "memory_kinds", lambda mesh: {"device", "unpinned_host"})
+  config = commands.write_config(tmp_path, ROWS, "c.optimizer.offload = True")
+  code, _, err = commands.here(train, "--config", config, "--workdir", tmp_path / "run")
+  words = ("optimizer.offload", "CPU", "pinned_host", "device, unpinned_host", "offload=False")
+  assert code == 2 and err.count("\n") == 1 and all(word in err for word in words), err
+  assert not (tmp_path / "run" / "config.json").exists()

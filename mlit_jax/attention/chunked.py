@@ -8,7 +8,6 @@ lengths, Dao 2023, of whose forward and backward passes these are written down).
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -56,12 +55,13 @@ def attend(
   """
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
-  block = min(block, -(-T // 8) * 8) if T == S else math.gcd(block, T)
+  block = min(block, -(-T // 8) * 8)
   how = _How(scoring, block, by_row)
   q_BKGTH = (q_BTNH * jnp.asarray(scoring.scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
   q_BKGTH = _pad(q_BKGTH.transpose(0, 2, 3, 1, 4), 3, block)
   k_BKSH, v_BKSH = (_pad(x.transpose(0, 2, 1, 3), 2, block) for x in (k_BSKH, v_BSKH))
-  segments_BS = _pad(rows.segments_BT, 1, block)
+  # Of queries that are a part, what they are padded with may lie beyond the row.
+  segments_BS = _pad(rows.segments_BT, 1, block, extra=0 if T == S else block)
   window, start = jnp.asarray(window, jnp.int32), jnp.asarray(start, jnp.int32)
   seen = _Seen(segments_BS, segment_starts(segments_BS), window, start)
   slopes_KG = None if slopes_N is None else slopes_N.astype(jnp.float32).reshape(K, N // K)
@@ -69,9 +69,9 @@ def attend(
   return o_BKGTH[:, :, :, :T].transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _pad(x, axis: int, block: int):
+def _pad(x, axis: int, block: int, extra: int = 0):
   widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, -x.shape[axis] % block)
+  widths[axis] = (0, -x.shape[axis] % block + extra)
   return jnp.pad(x, widths)
 
 
@@ -133,7 +133,7 @@ def _forward_rows(how: _How, slopes_KG, seen: _Seen, q_BKGTH, k_BKSH, v_BKSH):
     column = (B, K, G * how.block, 1)
     empty = jnp.zeros((*column[:-1], H)), jnp.full(column, _LOWEST), jnp.zeros(column)
     o_BKRH, top_BKR1, total_BKR1 = run_loop(
-      first[i], last[i], keys, empty, about=_about(seen, how.block)
+      first[i], last[i], keys, empty, about=_about(k_BKSH, how.block)
     )
     sees_BKR1 = total_BKR1 > 0
     o_BKRH = jnp.where(sees_BKR1, o_BKRH / jnp.where(sees_BKR1, total_BKR1, 1.0), 0.0)
@@ -174,7 +174,7 @@ def _backward_rows(
       return dq_BKRH, dk_BKSH, dv_BKSH
 
     empty = (jnp.zeros(q_BKRH.shape), *carry)
-    dq_BKRH, *carry = run_loop(first[i], last[i], keys, empty, about=_about(seen, how.block))
+    dq_BKRH, *carry = run_loop(first[i], last[i], keys, empty, about=_about(k_BKSH, how.block))
     return tuple(carry), dq_BKRH.astype(q_BKGTH.dtype).reshape(B, K, G, how.block, H)
 
   none = jnp.zeros(k_BKSH.shape), jnp.zeros(v_BKSH.shape)
@@ -222,9 +222,9 @@ def _scores(how: _How, slopes_KG, seen: _Seen, q_BKRH, k_BKCH, i, j):
   return scores_BKGCC.reshape(B, K, R, C), growth_BKRC
 
 
-def _about(seen: _Seen, block: int) -> float:
+def _about(k_BKSH, block: int) -> float:
   """Blocks of keys that a block of queries sees on average in a row of one segment."""
-  return (seen.segments_BS.shape[1] // block + 1) / 2
+  return (k_BKSH.shape[2] // block + 1) / 2
 
 
 def _matmul(a, b):

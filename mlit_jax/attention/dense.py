@@ -77,18 +77,23 @@ def attend(
 
 
 def attend_rows(
-  q_BTNH, k_BTKH, v_BTKH, rows: Rows, window, scoring: Scoring, slopes_N=None
+  q_BTNH, k_BSKH, v_BSKH, rows: Rows, window, scoring: Scoring, slopes_N=None, *, start=0
 ) -> jax.Array:
-  """o_BTNH of packed rows: the interface of all backends."""
-  of_rows = (rows.positions_BT,) * 2 + (rows.segments_BT,) * 2
-  distance_BTT = None if slopes_N is None else distance(*of_rows[:2])
+  """o_BTNH of packed rows. `rows` tells of the keys; of them the queries are T from `start` on."""
+  T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+  of_keys = (rows.positions_BT, rows.segments_BT)
+  of_queries = of_keys
+  if T < S:
+    of_queries = [jax.lax.dynamic_slice_in_dim(x, start, T, axis=1) for x in of_keys]
+  of_rows = [x for pair in zip(of_queries, of_keys, strict=True) for x in pair]
+  distance_BTS = None if slopes_N is None else distance(*of_rows[:2])
   o_BTNH = attend(
     q_BTNH,
-    k_BTKH,
-    v_BTKH,
+    k_BSKH,
+    v_BSKH,
     visible(*of_rows, window),
     scoring=scoring,
     slopes_N=slopes_N,
-    distance_BTS=distance_BTT,
+    distance_BTS=distance_BTS,
   )
   return checkpoint_name(o_BTNH, SAVED)

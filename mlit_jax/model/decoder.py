@@ -340,6 +340,7 @@ def attention_needs(cfg: DecoderConfig, choice: Choice, length: int, dtype) -> N
     cfg.alibi,
     choice.max_segments,
     choice.capability,
+    choice.row_parts(cfg.num_heads),
   )
 
 

@@ -16,6 +16,7 @@ from mlit_jax import mesh as meshes
 from mlit_jax.attention import cudnn, mosaic_gpu
 from mlit_jax.attention.choice import Choice
 from mlit_jax.batch import Batch, empty_batch
+from mlit_jax.model import kinds
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.planning.arithmetic import product_flops
 from mlit_jax.planning.topologies import Topology
@@ -34,11 +35,12 @@ class Memory:
   """Bytes of one device."""
 
   params: int
-  optimizer: int
+  optimizer: int  # what of it rests on the device
   batch: int
   arguments: int  # the three together as the compiler lays them out
   temporaries: int  # at the peak, besides the arguments
   peak: int
+  host: int = 0  # of the host's memory, for this device: what of the optimizer rests there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +60,12 @@ def compile_step(
 ) -> Compiled:
   """Compile the step of this config for these devices. max_segments: examples of a row at most."""
   traced, state, batch = _trace(c, cfg, mesh, num_languages, max_segments)
+  kept = device_bytes(state.opt_state)
   sizes = {
     "params": device_bytes(state.params),
-    "optimizer": device_bytes((state.step, state.opt_state)),
+    "optimizer": device_bytes(state.step) + (0 if c.optimizer.offload else kept),
     "batch": device_bytes(batch),
+    "host": kept if c.optimizer.offload else 0,
   }
   flops = product_flops(traced.jaxpr)
   started = time.monotonic()
@@ -74,9 +78,10 @@ def compile_step(
         raise
       return Compiled(refused_memory(str(e), sizes), None, flops, time.monotonic() - started)
   seconds = time.monotonic() - started
-  found = program.memory_analysis()
-  arguments = int(found.argument_size_in_bytes)
-  peak = _peak(found)
+  found, moved = program.memory_analysis(), 0
+  if topology.platform == "cuda":  # where these are only described, nothing is moved
+    moved = streamed_bytes(state.opt_state, cfg)
+  arguments, peak = _allocated(found, sizes["host"], moved, topology.platform)
   memory = Memory(**sizes, arguments=arguments, temporaries=max(0, peak - arguments), peak=peak)
   return Compiled(memory, program.as_text(), flops, seconds)
 
@@ -130,7 +135,7 @@ def device_bytes(tree) -> int:
 
 def refused_memory(message: str, sizes: dict[str, int]) -> Memory:
   """Of a step that a TPU compiler refuses, from its message; the peak is 0 where that gives no figure."""
-  arguments = sum(sizes.values())
+  arguments = sum(sizes.values()) - sizes.get("host", 0)
   if found := _USED.search(message):
     peak = int(float(found[1]) * _UNITS[found[2]])
   elif found := _TEMPORARIES.search(message):
@@ -140,10 +145,12 @@ def refused_memory(message: str, sizes: dict[str, int]) -> Memory:
   return Memory(**sizes, arguments=arguments, temporaries=max(0, peak - arguments), peak=peak)
 
 
-def _peak(found) -> int:
-  """Arguments, results that do not take their place, and the temporaries' whole allocation.
+def _allocated(found, in_host: int, moved: int, platform: str) -> tuple[int, int]:
+  """(arguments, peak): arguments, results that do not take their place, and the temporaries' whole allocation.
 
-  XLA's own peak is that of what is alive; the CPU's leaves the temporaries out.
+  XLA's own peak is that of what is alive; the CPU's leaves the temporaries out, and a TPU's adds what rests in the
+  host's memory. That is told apart by a TPU's compiler alone; of others' figures it is taken by arithmetic, and
+  `moved` added: what comes to the device and goes back, where they did not compile that.
   """
   parts = (
     found.argument_size_in_bytes
@@ -151,4 +158,18 @@ def _peak(found) -> int:
     - found.alias_size_in_bytes
     + found.temp_size_in_bytes
   )
-  return max(int(parts), int(getattr(found, "peak_memory_in_bytes", 0)))
+  arguments = int(found.argument_size_in_bytes)
+  if not in_host:
+    return arguments, max(int(parts), int(getattr(found, "peak_memory_in_bytes", 0)))
+  if platform == "tpu":
+    return arguments, int(parts)
+  return arguments - in_host, int(parts) - in_host + moved
+
+
+def streamed_bytes(opt_state: dict, cfg: DecoderConfig) -> int:
+  """Most that is on a device at once of a state that rests in the host's memory: what comes, and what goes back.
+
+  A layer of a stack at a time, and of what is not stacked all under one name.
+  """
+  layers = {kind.stack: len(kind.layers) for kind in kinds.kinds(cfg)}
+  return 2 * max(device_bytes(of) // layers.get(name, 1) for name, of in opt_state.items())

@@ -17,6 +17,7 @@ class Estimate:
   memory: float
   inside: float  # links within a host or slice
   outside: float  # the network between them
+  host: float  # the link to the host's memory
   overlapped: float
   serial: float
 
@@ -31,7 +32,9 @@ def estimate(
   moved = memory_bytes(memory, traffic, passes) / device.memory_rate
   inside = traffic.near / device.inside_rate
   outside = traffic.far / device.outside_rate
-  parts = (products, moved, inside, outside)
+  # The device waits for a layer of it, and then for the layer to be gone: one way after the other.
+  host = 2.0 * memory.host / device.host_rate if memory.host else 0.0
+  parts = (products, moved, inside, outside, host)
   return Estimate(*parts, overlapped=max(parts), serial=sum(parts))
 
 
@@ -40,9 +43,9 @@ def memory_bytes(memory: Memory, traffic: Traffic, passes: float) -> float:
 
   The state is read and written once, the temporaries are written and read once, and what collectives bring is
   written and read. `passes` is how often the parameters on the device are read besides (forward, backward,
-  recomputed).
+  recomputed). What rests in the host's memory is written when it comes, and read when it goes, besides.
   """
-  state = 2.0 * (memory.params + memory.optimizer) + passes * memory.params
+  state = 2.0 * (memory.params + memory.optimizer + 2 * memory.host) + passes * memory.params
   return state + 2.0 * memory.temporaries + 2.0 * (traffic.near + traffic.far)
 
 
@@ -57,9 +60,13 @@ ASSUMPTIONS = (
   "overlapped: the longest of these hides all others; serial: none hides another. A real step can be slower than "
   "both: kernels' own efficiency, waiting for data, evaluation and saving are not in it",
 )
+OF_HOST = (
+  "the host's memory at {host:.0f} GB/s a device ({host_source}); what rests there comes and goes once, a layer at a "
+  "time, one way after the other; whether the host has so much is not known"
+)
 
 
-def assumptions(device: Device, group: str) -> list[str]:
+def assumptions(device: Device, group: str, *, offload: bool = False) -> list[str]:
   """What an estimate for this device takes for granted."""
   figures = {
     "share": device.product_share,
@@ -70,6 +77,9 @@ def assumptions(device: Device, group: str) -> list[str]:
     "inside_source": device.sources.get("inside_rate", ""),
     "outside": device.outside_rate / 1e9,
     "outside_source": device.sources.get("outside_rate", ""),
+    "host": device.host_rate / 1e9,
+    "host_source": device.sources.get("host_rate", ""),
     "group": group,
   }
-  return [line.format(**figures) for line in ASSUMPTIONS] if device.peak_flops else []
+  lines = (*ASSUMPTIONS, OF_HOST) if offload else ASSUMPTIONS
+  return [line.format(**figures) for line in lines] if device.peak_flops else []

@@ -26,6 +26,7 @@ class Device:
   outside_rate: float  # the same from another host or slice
   # Share of the peak that large matrix products reach.
   product_share: float
+  host_rate: float = 0.0  # from the host's memory, and to it
   sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -39,6 +40,7 @@ def _tpu(name, usable_gib, tflops, memory_rate, links, link_rate, outside_rate, 
     links * link_rate / per_chip,
     outside_rate / per_chip,
     product_share=0.85,
+    host_rate=HOST_LINK / per_chip,
     sources={
       "usable": COMPILER,
       "peak_flops": CLOUD,
@@ -46,16 +48,27 @@ def _tpu(name, usable_gib, tflops, memory_rate, links, link_rate, outside_rate, 
       "inside_rate": f"{BOOK}: {links} links of {link_rate / 1e9:.0f} GB/s one way, all in use",
       "outside_rate": BOOK,
       "product_share": "assumed",
+      "host_rate": "assumed: 16 GB/s a chip, of PCI Express",
     },
   )
 
+
+HOST_LINK = 1.6e10
 
 # JAX leaves a quarter of a GPU's memory alone unless told otherwise; launch/ tells it so.
 GPU_SHARE = 0.92
 
 
 def _gpu(
-  name, memory_gib, memory_rate, product_share, *, tflops=989, link_rate=4.5e11, adapter=5e10
+  name,
+  memory_gib,
+  memory_rate,
+  product_share,
+  *,
+  tflops=989,
+  link_rate=4.5e11,
+  adapter=5e10,
+  host_rate=6.4e10,
 ):
   share, share_source = product_share
   return Device(
@@ -66,6 +79,7 @@ def _gpu(
     link_rate,
     adapter,
     product_share=share,
+    host_rate=host_rate,
     sources={
       "usable": f"{memory_gib:.1f} GiB x XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE}, as in launch/ (JAX's default is 0.75)",
       "peak_flops": SHEET,
@@ -73,6 +87,7 @@ def _gpu(
       "inside_rate": f"{SHEET}: NVLink, {2 * link_rate / 1e9:.0f} GB/s both ways together",
       "outside_rate": NODE.format(adapter * 8 / 1e9),
       "product_share": share_source,
+      "host_rate": f"{SHEET}: PCI Express, {2 * host_rate / 1e9:.0f} GB/s both ways together",
     },
   )
 
@@ -88,7 +103,14 @@ DEVICES = {
   "h100": _gpu("NVIDIA H100 80GB HBM3", 79.1, 3.35e12, MEASURED),
   "h200": _gpu("NVIDIA H200", 140.0, 4.8e12, LIKE_H100),
   "a100": _gpu(
-    "NVIDIA A100 80GB SXM", 79.25, 2.039e12, LIKE_H100, tflops=312, link_rate=3e11, adapter=2.5e10
+    "NVIDIA A100 80GB SXM",
+    79.25,
+    2.039e12,
+    LIKE_H100,
+    tflops=312,
+    link_rate=3e11,
+    adapter=2.5e10,
+    host_rate=3.2e10,
   ),
   # For trying a plan out: no figures of a processor are known beforehand.
   "cpu": Device("CPU", 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),

@@ -120,7 +120,9 @@ def _program_figures(c, cfg, topology, groups, compiled, figures) -> dict:
     "collectives": report.collective_figures(traffic),
     "unknown_loops": traffic.unknown_loops,
     "estimate": report.estimate_figures(found, tokens, figures["useful_flops"], peak),
-    "assumptions": assumptions(device, topology.group_word) if found else [],
+    "assumptions": assumptions(device, topology.group_word, offload=c.optimizer.offload)
+    if found
+    else [],
   }
 
 
@@ -208,6 +210,11 @@ def _advice(c, cfg: DecoderConfig, topology: Topology, mesh: Mesh, figures: dict
     )
   if figures.get("search"):
     out += _found_advice(c, mesh, figures["search"])
+  if c.optimizer.offload and topology.platform != "tpu":
+    out.append(
+      "this compiler's figures do not tell the host's memory apart: what optimizer.offload keeps there was taken off "
+      "the peak by arithmetic"
+    )
   if topology.platform == "cuda":
     out.append(
       "a GPU run needs XLA_PYTHON_CLIENT_MEM_FRACTION=.92 to have the memory counted as usable here"

@@ -20,6 +20,7 @@ def memory_figures(compiled: Compiled, topology: Topology) -> dict:
     "params": m.params,
     "optimizer": m.optimizer,
     "batch": m.batch,
+    "host": m.host,
     "arguments": m.arguments,
     "temporaries": m.temporaries,
     "peak": m.peak or None,
@@ -61,7 +62,8 @@ def estimate_figures(
   if found is None:
     return None
   parts = {
-    f"{name}_seconds": getattr(found, name) for name in ("products", "memory", "inside", "outside")
+    f"{name}_seconds": getattr(found, name)
+    for name in ("products", "memory", "inside", "outside", "host")
   }
   ends = {}
   for end in ("overlapped", "serial"):
@@ -130,6 +132,8 @@ def _memory_lines(m: dict) -> list[str]:
     "batch": "batch",
     "temporaries": "temporaries: gradients, activations, logits, gathered weights",
   }
+  if m["host"]:
+    names["host"] = "in the host's memory, for each of its devices: optimizer state"
   return [f"  {_gib(m[key]):>12}  {name}" for key, name in names.items()]
 
 
@@ -166,6 +170,8 @@ def _estimate_lines(f: dict) -> list[str]:
     "inside": "near links",
     "outside": "far links",
   }
+  if f["memory"]["host"]:
+    parts["host"] = "host's memory"
   out.append(
     "  alone: "
     + ", ".join(f"{name} {_seconds(e[f'{key}_seconds'])}" for key, name in parts.items())

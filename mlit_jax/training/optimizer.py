@@ -36,6 +36,7 @@ class OptimizerConfig:
   z_loss: float = 0.0
   name: str = "adamw"
   moments: str = "float32"
+  offload: bool = False
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -83,6 +84,9 @@ def make_optimizer(
   Its state is a dict like that of the parameters, with a dict of arrays in place of each. Clipping happens
   in the step, where the norm is known anyway. `seed` is that of rounding by chance. `by_layer`: every rule goes
   layer by layer, also one that could take a whole stack.
+
+  With `offload` the state rests in the host's memory. What is updated at once, a layer or where there are none an
+  array, comes to the device for it and goes back.
   """
   schedule = make_schedule(cfg, steps)
   leaves = jax.tree.map_with_path(
@@ -100,16 +104,19 @@ def make_optimizer(
   def apply(grads, scale, state, params, step):
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
     now = _Now(schedule(step), (step + 1).astype(jnp.float32), scale, key)
-    out = {
-      stack: _update_stack(now, of, params[stack], state[stack], grads[stack])
-      for stack, of in leaves.items()
-    }
+    out: dict = {}
+    for stack, of in leaves.items():
+      arrays = params[stack], state[stack], grads[stack]
+      if cfg.offload:  # one stack after the other, and none before its gradients: all would be on the device at once
+        arrays, _ = jax.lax.optimization_barrier((arrays, out))
+      out[stack] = _update_stack(now, of, *arrays, cfg.offload)
     params, state = ({stack: new[i] for stack, new in out.items()} for i in (0, 1))
     return params, state
 
   def shardings(param_shardings, param_shapes, mesh):
     del param_shardings, param_shapes  # the specs say as much
-    return meshes.param_shardings(jax.tree.map(lambda leaf: leaf.kept, leaves), mesh)
+    found = meshes.param_shardings(jax.tree.map(lambda leaf: leaf.kept, leaves), mesh)
+    return meshes.in_host(found) if cfg.offload else found
 
   return Optimizer(init, apply, shardings)
 
@@ -188,18 +195,22 @@ def _make_leaf(cfg: OptimizerConfig, path: str, spec, by_layer: bool) -> _Leaf:
   return _Leaf(path, rule, kept, cfg.weight_decay if decays else 0.0, by_layer)
 
 
-def _update_stack(now: _Now, leaves, params, state, grads):
+def _update_stack(now: _Now, leaves, params, state, grads, offload: bool):
   """(params, state) of what lies under one name at the top; a layer at a time where rules are for a layer."""
   each = jax.tree.leaves(leaves)
   if not all(leaf.by_layer for leaf in each):
     assert not any(leaf.by_layer for leaf in each), [leaf.path for leaf in each]
-    return _update_all(now, None, leaves, params, state, grads)
+    params, state = _update_all(now, None, leaves, params, _to_device(state, offload), grads)
+    return params, _to_host(state, offload)
 
   def update_layer(i, carry):
-    take = lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False)  # noqa: E731
-    new = _update_all(now, i, leaves, *jax.tree.map(take, (*carry, grads)))
-    put = lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, i, 0)  # noqa: E731
-    return jax.tree.map(put, carry, new)
+    take = lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1, 0)  # noqa: E731
+    params, state, of_grads = jax.tree.map(take, (*carry, grads))
+    arrays = params, _to_device(state, offload), of_grads
+    new = _update_all(now, i, leaves, *jax.tree.map(lambda x: x[0], arrays))
+    params, state = jax.tree.map(lambda x: x[None], new)
+    put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, i, 0)  # noqa: E731
+    return jax.tree.map(put, carry, (params, _to_host(state, offload)))
 
   num_layers = len(jax.tree.leaves(params)[0])
   return jax.lax.fori_loop(0, num_layers, update_layer, (params, state))
@@ -212,3 +223,11 @@ def _update_all(now: _Now, layer, leaves, params, state, grads):
   out = jax.tree.map(update, leaves, params, state, grads)
   first = jax.tree.map(lambda _, new: new[0], leaves, out)
   return first, jax.tree.map(lambda _, new: new[1], leaves, out)
+
+
+def _to_device(state, offload: bool):
+  return jax.device_put(state, jax.memory.Space.Device) if offload else state
+
+
+def _to_host(state, offload: bool):
+  return jax.device_put(state, jax.memory.Space.Host) if offload else state

@@ -18,7 +18,13 @@ from mlit_jax.model.decoder import is_spec
 
 OURS_BEFORE_START = (".lock", "cache", "preview.html")
 OURS_BEGUN = ".config.json."  # what a kill leaves of the first file
-FREE = ("workdir", "log.", "mesh.", "data.cache_dir")  # keys that may differ when a run goes on
+FREE = (
+  "workdir",
+  "log.",
+  "mesh.",
+  "data.cache_dir",
+  "optimizer.offload",
+)  # keys that may differ when a run goes on
 PACKAGES = (
   "mlit_jax",
   "jax",

@@ -122,7 +122,7 @@ def test_attention_of_kernels_is_added_to_a_plan(remat, products):
   cfg, mesh = from_scratch(sizes, 100), make_mesh(fsdp=1, devices=jax.devices()[:1])
   assert planner.kernel_flops(c, cfg, mesh, 0) == 0
   gpu = types.SimpleNamespace(
-    devices=np.array([types.SimpleNamespace(platform="gpu", compute_capability="9.0")])
+    devices=np.array([types.SimpleNamespace(platform="gpu", compute_capability="9.0")]), shape={}
   )
   c.model.attention, c.model.dtype = "cudnn", "bfloat16"
   pairs = 128**2 / 2 * 2  # two causal segments of 128

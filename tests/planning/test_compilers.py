@@ -47,7 +47,7 @@ def test_a_tpu_slice():
 @tpu
 def test_two_slices_keep_a_copy_each():
   f = plan("2*v5e:2x2", batch__max_length=256, mesh__data=2)
-  assert f["mesh"] == {"data": 2, "fsdp": 4, "expert": 1, "tensor": 1}
+  assert f["mesh"] == {"data": 2, "fsdp": 4, "expert": 1, "context": 1, "tensor": 1}
   far = {c["kind"] for c in f["collectives"] if c["far_bytes"]}
   assert far == {"all-reduce"}, f["collectives"]
   assert not f["advice"]
@@ -154,3 +154,38 @@ def test_every_family(family, name):
   f = planner.make_plan(c, cfg, open_topology(name), rows_per_device=1)
   assert f["memory"]["fits"] is True and f["unknown_loops"] == 0 and f["collectives"]
   assert f["estimate"]["serial"]["step_seconds"] > 0
+
+
+# Layers small beside all of them, so that a state that came whole would show.
+DEEP = dict(d_model=256, num_layers=16, num_heads=4, num_kv_heads=2, d_ff=1024, tied=True)
+
+
+@tpu
+def test_a_tpu_tells_the_hosts_memory_apart():
+  here, there = (
+    plan("v5e:2x2", DEEP, batch__max_length=256, optimizer__offload=offload)["memory"]
+    for offload in (False, True)
+  )
+  # Nothing was taken off by arithmetic: it is the compiler that does not count what rests in the host's memory.
+  assert there["host"] == here["optimizer"] - 4
+  # The rest is padding of small arrays to a TPU's tiles, far less than the state.
+  assert 0 <= there["arguments"] - (there["params"] + there["batch"]) < there["host"] / 8
+  assert here["arguments"] - there["arguments"] >= there["host"]
+  assert there["peak"] < here["peak"]
+  # What comes of it to the device is a few layers, coming and going.
+  assert there["temporaries"] - here["temporaries"] < there["host"] / 3
+
+
+@gpu
+def test_what_a_gpus_compiler_does_not_tell_is_reckoned():
+  here, there = (
+    plan("h100:8", DEEP, batch__max_length=256, optimizer__offload=offload)
+    for offload in (False, True)
+  )
+  a, b = here["memory"], there["memory"]
+  assert b["host"] == a["optimizer"] - 4
+  assert b["arguments"] == b["params"] + b["optimizer"] + b["batch"]
+  # A layer that comes, and a layer that goes.
+  assert 2 * b["host"] / 20 < b["peak"] - (a["peak"] - b["host"]) < 2 * b["host"] / 10
+  assert any("by arithmetic" in line for line in there["advice"])
+  assert there["estimate"]["host_seconds"] > 0 and here["estimate"]["host_seconds"] == 0

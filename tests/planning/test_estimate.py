@@ -33,6 +33,17 @@ def test_each_resource_alone_then_all_at_once_and_in_turn():
   assert found.serial == pytest.approx(10 + 14.6 + 19 / 5 + 2)
 
 
+def test_what_rests_in_the_hosts_memory_comes_and_goes():
+  device = dataclasses.replace(DEVICE, host_rate=4.0)
+  found = estimate(device, 8, 4000.0, dataclasses.replace(MEMORY, host=40), TRAFFIC, passes=3)
+  assert found.host == 2 * 40 / 4  # one way after the other
+  assert found.memory == pytest.approx(14.6 + 4 * 40 / 10)  # in: written, read; out: written, read
+  assert found.overlapped == found.memory
+  assert found.serial == pytest.approx(10 + found.memory + 19 / 5 + 2 + 20)
+  assert not any("host's memory" in line for line in assumptions(DEVICES["v5e"], "slice"))
+  assert "16 GB/s" in assumptions(DEVICES["v5e"], "slice", offload=True)[-1]
+
+
 def test_a_device_without_figures_has_no_estimate():
   assert estimate(DEVICES["cpu"], 8, 1.0, MEMORY, TRAFFIC, 3) is None
   assert assumptions(DEVICES["cpu"], "host") == []

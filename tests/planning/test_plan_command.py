@@ -15,6 +15,7 @@ from mlit_jax.planning import compiling, planner
 from mlit_jax.planning.collectives import read_traffic
 from mlit_jax.planning.compiling import refused_memory
 from mlit_jax.planning.topologies import open_topology
+from mlit_jax.stepping import make_stepping
 from mlit_jax.training.flops import step_flops
 from tests import commands, families
 
@@ -293,3 +294,34 @@ def test_a_process_of_its_own_has_the_devices_it_wants():
   )
   assert code == 0, err
   assert "fsdp=16" in out
+
+
+def test_what_rests_in_the_hosts_memory_is_not_the_devices(tmp_path):
+  """The same state, elsewhere: off the arguments and off the peak; this compiler does not tell, so by arithmetic."""
+  path = write_model(tmp_path, "llama")
+  args = ["--topology", "cpu:4", "--model", path, "--config.batch.max_length=32"]
+  (_, here), (out, there) = (
+    planned(tmp_path, *args, f"--config.optimizer.offload={offload}") for offload in (False, True)
+  )
+  a, b = here["memory"], there["memory"]
+  assert a["host"] == 0 and b["host"] > 0 and b["optimizer"] == 4  # the number of the step
+  assert a["optimizer"] == b["optimizer"] + b["host"]
+  assert b["arguments"] == a["arguments"] - b["host"] == b["params"] + b["optimizer"] + b["batch"]
+  # What comes to the device and goes back is among the temporaries.
+  assert a["temporaries"] <= b["temporaries"] <= a["temporaries"] + 3 * b["host"]
+  assert b["peak"] == b["arguments"] + b["temporaries"]
+  assert "in the host's memory, for each of its devices" in out
+  assert any("by arithmetic" in line for line in there["advice"]) and not here["advice"]
+
+
+def test_most_of_a_streamed_state_at_once_is_a_layer_or_a_table():
+  """Two moments in float32: of a layer 2 * 4 * its weights, of the table 2 * 4 * 640 * 16; coming and going."""
+  sizes = dict(d_model=16, num_layers=3, num_heads=2, num_kv_heads=2, d_ff=32, tied=True)
+  layer = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16
+  for vocab, at_once in ((64, layer), (640, 640 * 16)):
+    cfg, mesh = from_scratch(sizes, vocab), meshes.make_mesh(devices=jax.devices()[:1])
+    c = config_of_tiny_rows()
+    c.optimizer.offload = True
+    stepping = make_stepping(c, cfg, mesh, total_steps=9, num_languages=1)
+    found = compiling.streamed_bytes(stepping.state_shapes().opt_state, cfg)
+    assert found == 2 * 2 * 4 * at_once

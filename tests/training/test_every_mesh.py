@@ -24,6 +24,10 @@ SIZES = dict(
 )
 CONFIGS = {
   "dense": DecoderConfig("mistral", **SIZES, windows=(0, 5), tied=False),
+  # Six query heads: over four parts of a row, or over two and tensor=2, they cannot be dealt out.
+  "six_heads": DecoderConfig(
+    "gemma2", **SIZES | dict(num_heads=6), windows=(0, 5), attn_softcap=3.0
+  ),
   "experts": DecoderConfig(
     "mixtral", **SIZES, num_experts=8, experts_per_token=2, router_loss_weight=0.5
   ),
@@ -115,3 +119,17 @@ def test_every_mesh_equals_one_device(sizes, assert_close):
 def test_the_plain_attention_on_cut_rows(assert_close):
   found = one_step(CONFIGS["dense"], dict(fsdp=2, context=4), "xla")
   assert_close(found, of_one_device("dense"))
+
+
+@pytest.mark.parametrize(
+  "sizes, attention",
+  [
+    (dict(fsdp=2, context=4), "xla_chunked"),
+    pytest.param(dict(fsdp=2, context=4), "xla", marks=pytest.mark.slow),
+    pytest.param(dict(data=2, fsdp=1, context=2, tensor=2), "xla_chunked", marks=pytest.mark.slow),
+    pytest.param(dict(fsdp=1, context=8), "xla_chunked", marks=pytest.mark.slow),
+  ],
+)
+def test_heads_that_cannot_be_dealt_out_over_cut_rows(sizes, attention, assert_close):
+  found = one_step(CONFIGS["six_heads"], sizes, attention)
+  assert_close(found, of_one_device("six_heads"))

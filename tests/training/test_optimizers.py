@@ -33,18 +33,18 @@ KINDS = [
 every_kind = pytest.mark.parametrize("name, moments, param_dtype", KINDS)
 
 
-def optimizer_of(name, moments="float32", **changes):
+def optimizer_of(name, moments="float32", by_layer=False, **changes):
   cfg = OptimizerConfig(
     **dict(learning_rate=1e-2, schedule="constant", warmup_steps=0, final_learning_rate=0.0, weight_decay=0.1,
            b1=0.9, b2=0.99, eps=1e-8, gradient_clip_norm=0.0, name=name, moments=moments) | changes
   )  # fmt: skip
-  return make_optimizer(cfg, 10, SPECS, seed=3)
+  return make_optimizer(cfg, 10, SPECS, seed=3, by_layer=by_layer)
 
 
 class Trainer:
-  def __init__(self, name, moments, param_dtype, sizes=(1, 1, 1), microbatches=1):
+  def __init__(self, name, moments, param_dtype, sizes=(1, 1, 1), microbatches=1, **changes):
     self.mesh = meshes.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    optimizer = optimizer_of(name, moments)
+    optimizer = optimizer_of(name, moments, **changes)
     shapes = decoder.param_shapes(CFG, param_dtype)
     self.shardings = state_shardings(optimizer, meshes.param_shardings(SPECS, self.mesh), shapes, self.mesh)  # fmt: skip
     self.first = lambda params: State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
