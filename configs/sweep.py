@@ -58,6 +58,9 @@ def get_config():
   c.at = "best"  # the checkpoint that is judged and reported: best (of checkpoint.best) | last
 
   c.curves = []  # of the report: [{"key": "percent", "label": "P, %"}], keys of the arms' factors
+  # The metric that claims are about first, settled before any figure is seen; "": the gated win score, else the
+  # plain one, chrf, bits_per_byte, loss, fidelity, whichever was measured
+  c.headline = ""
   c.matrix = False  # a transfer matrix: tuned language by evaluated language
   # [{"name", "kind": "pair" or "language", "values" or "file"}], to correlate transfer with
   c.covariates = []

@@ -15,7 +15,7 @@ from mlit_jax.metrics import LOWER_IS_BETTER, WORST
 
 MACRO, BASE = "macro", "base"
 GROUPS = (MACRO, SEEN, UNSEEN, BASE, WORST)
-# The metric that a headline is about is the first of these that was measured: chosen before any figure is seen.
+# The metric that a headline is about, where the sweep names none: the first of these that was measured.
 HEADLINE = (WIN_GATED, WIN, "chrf", "bits_per_byte", "loss", "fidelity")
 UNTESTED = (TIES,)  # neither more nor less of it is better
 PROMPT_BOUNDS = {
@@ -73,7 +73,7 @@ def metrics_of(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[str]:
     for metric in outcome.figures.get(lang, ())
   }
   ordered = in_order(found)
-  first = next((metric for metric in HEADLINE if metric in found), None)
+  first = next((m for m in (sweep.headline, *HEADLINE) if m in found), None)
   return [metric for metric in ordered if metric == first] + [m for m in ordered if m != first]
 
 

@@ -71,6 +71,7 @@ def make_plan(c, arms: Sequence[designs.Arm], covariates: Sequence[Mapping], bas
     "curves": [dict(curve) for curve in c.curves],
     "matrix": c.matrix,
     "set": sets[0],
+    "headline": c.headline,
     "at": c.at,
     "budget": dict(c.budget),
     "arms": [

@@ -74,6 +74,7 @@ class Sweep:
   curves: tuple[Curve, ...]
   matrix: bool
   set: str
+  headline: str  # the metric that counts first; "": cells.HEADLINE
   at: str
   arms: tuple[Arm, ...]
   runs: tuple[PlannedRun, ...]
@@ -121,6 +122,7 @@ def _sweep(folder: Path, found: dict) -> Sweep:
     curves=tuple(Curve(c["key"], str(c["label"])) for c in found.get("curves", ())),
     matrix=bool(found.get("matrix", False)),
     set=found["set"],
+    headline=str(found.get("headline") or ""),
     at=found.get("at", "last"),
     arms=tuple(
       Arm(a["name"], tuple(a["tuned"]), dict(a.get("factors", {})), dict(a.get("counts", {})))
