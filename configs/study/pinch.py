@@ -43,7 +43,7 @@ def get_config():
     {"key": "languages", "label": "languages in tuning"},
   ]
   r = c.run
-  r.epochs = 3
+  r.epochs = 2
   r.model.dtype = "float32"  # on CPU bfloat16 is slower
   r.model.remat = "none"
   r.batch.rows = 16
