@@ -1,4 +1,4 @@
-"""Loops whose number of turns is known only while they run, marked with how many to reckon with."""
+"""Work whose amount is known only while it runs, marked with how much to reckon with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 _MARK = re.compile(r"turns_(\d+(?:\.\d+)?)")
+_SHARE = re.compile(r"share_(\d+(?:\.\d+)?)")
 
 
 def run_loop(first, last, body: Callable, carry, *, about: float):
@@ -16,7 +17,7 @@ def run_loop(first, last, body: Callable, carry, *, about: float):
   `about`: how many turns a full batch takes, left in the name of the loop, where mlit_jax.plan reads it:
   neither a trace nor a compiled module can tell.
   """
-  with jax.named_scope(f"turns_{about:g}"):
+  with jax.named_scope(f"turns_{about:.6f}".rstrip("0").rstrip(".")):
     return jax.lax.fori_loop(first, last, body, carry)
 
 
@@ -24,3 +25,14 @@ def marked_turns(name: str) -> float | None:
   """What run_loop left in the name of a loop: "jvp(turns_4)/while" -> 4.0; of nested ones the innermost."""
   found = _MARK.findall(name)
   return float(found[-1]) if found else None
+
+
+def marked_share(share: float):
+  """A scope for a ragged product that leaves rows out: the share of its rows to reckon with."""
+  return jax.named_scope(f"share_{share:.6f}")
+
+
+def share_of(name: str) -> float:
+  """What marked_share left in the name of an operation; 1 without a mark."""
+  found = _SHARE.findall(name)
+  return float(found[-1]) if found else 1.0

@@ -32,7 +32,7 @@ MAY_IMPORT = {
   "data": {"batch", "detect", "errors"},
   # `data` for its spelling of language tags: what the labels of a detector stand for.
   "detectors": {"detect", "data", "errors"},
-  "model": {"batch", "routing", "head", "attention", "mesh", "errors"},
+  "model": {"batch", "routing", "head", "attention", "mesh", "loops", "errors"},
   "weights": {"model", "mesh", "errors"},
   "training": {
     "batch",

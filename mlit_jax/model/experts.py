@@ -6,10 +6,13 @@ block on, so that a block of slots is one product with one expert's weight.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from mlit_jax.loops import marked_share, run_loop
 
 # Rows of a block at most, and blocks multiplied at once.
 BLOCK_ROWS = 128
@@ -25,17 +28,23 @@ class Slots(NamedTuple):
   used: jax.Array  # blocks that hold a pair; they come first
 
 
-def run(x_BTD, choice_BTC, weight_BTC, gate_EDF, up_EDF, down_EFD, first=0) -> jax.Array:
-  """Sum over the choices of weight * down(silu(gate x) * up x), of the experts from `first` on alone."""
+def run(
+  x_BTD, choice_BTC, weight_BTC, gate_EDF, up_EDF, down_EFD, first=0, *, of: int = 0
+) -> jax.Array:
+  """Sum over the choices of weight * down(silu(gate x) * up x), of the experts from `first` on alone.
+
+  `of`: how many there are in all (0: no others), to tell how many pairs are ours if all are liked alike.
+  """
   B, T, D = x_BTD.shape
   C = choice_BTC.shape[-1]
   x_ND, weight_NC = x_BTD.reshape(-1, D), weight_BTC.reshape(-1, C)
   slots = make_slots(choice_BTC.reshape(-1, C) - first, len(gate_EDF))
+  about = reckoned_blocks(slots, weight_NC.size, len(gate_EDF), of or len(gate_EDF))
   x_SD = x_ND.at[slots.token_S].get(mode="fill", fill_value=0)
-  gate_SF = grouped_matmul(x_SD, gate_EDF, slots.expert_A, slots.used)
-  up_SF = grouped_matmul(x_SD, up_EDF, slots.expert_A, slots.used)
+  gate_SF = grouped_matmul(x_SD, gate_EDF, slots.expert_A, slots.used, about)
+  up_SF = grouped_matmul(x_SD, up_EDF, slots.expert_A, slots.used, about)
   h_SF = jax.nn.silu(gate_SF) * up_SF
-  y_SD = grouped_matmul(h_SF, down_EFD, slots.expert_A, slots.used)
+  y_SD = grouped_matmul(h_SF, down_EFD, slots.expert_A, slots.used, about)
   y_NCD = y_SD.at[slots.slot_NC].get(mode="fill", fill_value=0).astype(weight_NC.dtype)
   return jnp.sum(y_NCD * weight_NC[..., None], axis=1).astype(x_BTD.dtype).reshape(B, T, D)
 
@@ -75,33 +84,42 @@ def block_rows(pairs: int, num_experts: int) -> int:
   return rows
 
 
-@jax.custom_vjp
-def grouped_matmul(x_SD, w_EDF, expert_A, used) -> jax.Array:
-  """y_SF: the rows of each block times its expert's weight, for the first `used` blocks.
+def reckoned_blocks(slots: Slots, pairs: int, num_experts: int, of: int) -> float:
+  """Blocks in use where `of` experts are liked alike: those full, and half a block begun by each of ours."""
+  blocks = len(slots.expert_A)
+  rows = len(slots.token_S) // blocks
+  return min(blocks, pairs * num_experts / of / rows + min(num_experts, pairs) / 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def grouped_matmul(x_SD, w_EDF, expert_A, used, about: float) -> jax.Array:
+  """y_SF: the rows of each block times its expert's weight, for the first `used` blocks, `about` so many.
 
   A loop over the blocks that are used, but on TPUs, where XLA has a kernel for jax.lax.ragged_dot. On
   CPU and GPU it multiplies every row by every expert's weight and masks.
   """
-  return jax.lax.platform_dependent(x_SD, w_EDF, expert_A, used, tpu=_ragged, default=_looped)
+  ways = {"tpu": _ragged, "default": _looped}
+  ways = {platform: functools.partial(way, about=about) for platform, way in ways.items()}
+  return jax.lax.platform_dependent(x_SD, w_EDF, expert_A, used, **ways)
 
 
-def _forward(x_SD, w_EDF, expert_A, used):
-  return grouped_matmul(x_SD, w_EDF, expert_A, used), (x_SD, w_EDF, expert_A, used)
+def _forward(x_SD, w_EDF, expert_A, used, about):
+  return grouped_matmul(x_SD, w_EDF, expert_A, used, about), (x_SD, w_EDF, expert_A, used)
 
 
-def _backward(saved, dy_SF):
+def _backward(about, saved, dy_SF):
   x_SD, w_EDF, expert_A, used = saved
-  dx_SD = grouped_matmul(dy_SF, w_EDF.swapaxes(1, 2), expert_A, used)
-  dw_EDF = jax.lax.platform_dependent(
-    x_SD, dy_SF, w_EDF, expert_A, used, tpu=_ragged_weight, default=_looped_weight
-  )
+  dx_SD = grouped_matmul(dy_SF, w_EDF.swapaxes(1, 2), expert_A, used, about)
+  ways = {"tpu": _ragged_weight, "default": _looped_weight}
+  ways = {platform: functools.partial(way, about=about) for platform, way in ways.items()}
+  dw_EDF = jax.lax.platform_dependent(x_SD, dy_SF, w_EDF, expert_A, used, **ways)
   return dx_SD, dw_EDF, None, None
 
 
 grouped_matmul.defvjp(_forward, _backward)
 
 
-def _looped(x_SD, w_EDF, expert_A, used):
+def _looped(x_SD, w_EDF, expert_A, used, *, about):
   A, F = len(expert_A), w_EDF.shape[-1]
   x_ARD = x_SD.reshape(A, -1, x_SD.shape[-1])
 
@@ -112,10 +130,11 @@ def _looped(x_SD, w_EDF, expert_A, used):
     return jax.lax.dynamic_update_slice_in_dim(y_ARF, y_WRF, i * AT_ONCE, axis=0)
 
   y_ARF = jnp.zeros((*x_ARD.shape[:2], F), x_SD.dtype)
-  return jax.lax.fori_loop(0, -(-used // AT_ONCE), multiply, y_ARF).reshape(-1, F)
+  turns = -(-used // AT_ONCE)
+  return run_loop(0, turns, multiply, y_ARF, about=about / AT_ONCE).reshape(-1, F)
 
 
-def _looped_weight(x_SD, dy_SF, w_EDF, expert_A, used):
+def _looped_weight(x_SD, dy_SF, w_EDF, expert_A, used, *, about):
   A = len(expert_A)
   x_ADR = x_SD.reshape(A, -1, x_SD.shape[-1]).swapaxes(1, 2)
   dy_ARF = dy_SF.reshape(A, -1, dy_SF.shape[-1])
@@ -128,7 +147,8 @@ def _looped_weight(x_SD, dy_SF, w_EDF, expert_A, used):
     return dw_EDF
 
   dw_EDF = jnp.zeros(w_EDF.shape, jnp.float32)
-  return jax.lax.fori_loop(0, -(-used // AT_ONCE), add, dw_EDF).astype(w_EDF.dtype)
+  turns = -(-used // AT_ONCE)
+  return run_loop(0, turns, add, dw_EDF, about=about / AT_ONCE).astype(w_EDF.dtype)
 
 
 def _window(a, i):
@@ -136,12 +156,13 @@ def _window(a, i):
   return jax.lax.dynamic_slice_in_dim(a, i * AT_ONCE, AT_ONCE, axis=0)
 
 
-def _ragged(x_SD, w_EDF, expert_A, used):
-  return jax.lax.ragged_dot(x_SD, w_EDF, _sizes(x_SD, w_EDF, expert_A, used))
+def _ragged(x_SD, w_EDF, expert_A, used, *, about):
+  with marked_share(about / len(expert_A)):
+    return jax.lax.ragged_dot(x_SD, w_EDF, _sizes(x_SD, w_EDF, expert_A, used))
 
 
-def _ragged_weight(x_SD, dy_SF, w_EDF, expert_A, used):
-  _, transpose = jax.vjp(lambda w_EDF: _ragged(x_SD, w_EDF, expert_A, used), w_EDF)
+def _ragged_weight(x_SD, dy_SF, w_EDF, expert_A, used, *, about):
+  _, transpose = jax.vjp(lambda w_EDF: _ragged(x_SD, w_EDF, expert_A, used, about=about), w_EDF)
   return transpose(dy_SF)[0]
 
 

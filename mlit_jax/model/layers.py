@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -233,6 +234,7 @@ class Moe(nnx.Module):
 
   def __init__(self, cfg: DecoderConfig):
     D, F, E = cfg.d_model, cfg.d_ff, cfg.num_experts
+    self.num_experts = E
     self.choices, self.norm_choices = cfg.experts_per_token, cfg.norm_choices
     self.router_DE = param((D, E), ("embed", "router"), std=D**-0.5)
     self.gate_EDF = param((E, D, F), ("expert", "embed", "mlp"), std=D**-0.5)
@@ -249,7 +251,7 @@ class Moe(nnx.Module):
       weight_BTC = weight_BTC / jnp.sum(weight_BTC, axis=-1, keepdims=True)
     params = (self.gate_EDF, self.up_EDF, self.down_EFD)
     out_BTD = mesh.by_expert(
-      experts.run,
+      functools.partial(experts.run, of=self.num_experts),
       (x_BTD, choice_BTC, weight_BTC),
       tuple(p[...].astype(x_BTD.dtype) for p in params),
       tuple(p.axes for p in params),

@@ -10,7 +10,7 @@ import math
 import jax
 from jax.extend import core as jex
 
-from mlit_jax.loops import marked_turns
+from mlit_jax.loops import marked_turns, share_of
 
 
 def product_flops(jaxpr) -> float:
@@ -30,8 +30,7 @@ def _of(eqn) -> float:
   if name == "dot_general":
     return _dot(eqn)
   if name in ("ragged_dot", "ragged_dot_general"):
-    rows, width = eqn.invars[0].aval.shape
-    return 2.0 * rows * width * eqn.invars[1].aval.shape[-1]
+    return _ragged(eqn)
   if name == "conv_general_dilated":
     kernel = eqn.invars[1].aval
     out_features = eqn.params["dimension_numbers"].rhs_spec[0]
@@ -63,6 +62,13 @@ def _dot(eqn) -> float:
   (contracting, _), _ = eqn.params["dimension_numbers"]
   lhs = eqn.invars[0].aval.shape
   return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracting)
+
+
+def _ragged(eqn) -> float:
+  """Rows by their group's matrix, or (the gradient of the matrices) rows contracted within groups."""
+  rows, width = eqn.invars[0].aval.shape
+  share = share_of(str(eqn.source_info.name_stack))
+  return 2.0 * share * rows * width * eqn.invars[1].aval.shape[-1]
 
 
 def _jaxprs(params) -> list:

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from mlit_jax.config import load_config
 from mlit_jax.mesh import make_mesh
+from mlit_jax.model import experts
 from mlit_jax.model.config import from_scratch
 from mlit_jax.planning import planner
 from mlit_jax.planning.arithmetic import product_flops
@@ -128,3 +129,25 @@ def test_attention_of_kernels_is_added_to_a_plan(remat, products):
   pairs = 128**2 / 2 * 2  # two causal segments of 128
   of_a_product = 2 * pairs * 64 * cfg.num_layers * c.batch.rows
   assert planner.kernel_flops(c, cfg, gpu, 128) == pytest.approx(of_a_product * products)
+
+
+@pytest.mark.parametrize("platforms", ["default", "tpu"])
+@pytest.mark.parametrize("of", [4, 16])
+def test_experts_count_the_pairs_that_are_theirs(of, platforms, monkeypatch):
+  """1,024 pairs in blocks of 128 rows, ours 4 of `of` experts: the full blocks, and half a begun one of each.
+
+  Forward three products of rows by 32 x 24; their gradients twice as many.
+  """
+  if platforms == "tpu":  # each way counted alone: of two branches the dearest counts
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, tpu, default: tpu(*a))
+  else:
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, tpu, default: default(*a))
+  x = jnp.zeros((1, 512, 32))
+  choice, weight = jnp.zeros((1, 512, 2), jnp.int32), jnp.zeros((1, 512, 2))
+  gate, up, down = jnp.zeros((4, 32, 24)), jnp.zeros((4, 32, 24)), jnp.zeros((4, 24, 32))
+  run = lambda x, *w: jnp.sum(experts.run(x, choice, weight, *w, of=of))  # noqa: E731
+  rows = 1024 * 4 // of + 4 * 128 // 2
+  product = 2 * rows * 32 * 24
+  assert flops(run, x, gate, up, down) == pytest.approx(3 * product, rel=1e-5)
+  grad = jax.grad(run, argnums=(0, 1, 2, 3))
+  assert flops(grad, x, gate, up, down) == pytest.approx(9 * product, rel=1e-5)

@@ -12,6 +12,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from sentencepiece import SentencePieceProcessor
 
 from mlit_jax import judge
 from mlit_jax import mesh as meshes
@@ -59,7 +60,8 @@ def says_a(tmp_path_factory):
   config |= {"max_position_embeddings": 4096}
   (folder / "config.json").write_text(json.dumps(config))
   width, heads, pairs = config["hidden_size"], 6 * 32, 3 * 32
-  ask, a, end = 6, 4897, 7
+  pieces = SentencePieceProcessor(str(folder / "tokenizer.model"))
+  ask, a, end = map(pieces.piece_to_id, ("<|assistant|>", "A", "<|end|>"))
   embed, head = np.zeros((2, config["vocab_size"], width), np.float32)
   embed[:, 0] = 1
   embed[ask], embed[a] = np.eye(width, dtype=np.float32)[[1, 2]]
@@ -95,7 +97,7 @@ def test_a_local_model_that_follows_the_order_scores_parity(tmp_path, files, say
   changed = tmp_path / "changed"
   shutil.copytree(says_a, changed)
   tensors = load_file(changed / "model.safetensors")
-  tensors["lm_head.weight"][4897, 1] = 2
+  tensors["lm_head.weight"][tensors["lm_head.weight"][:, 1].argmax(), 1] = 2
   save_file(tensors, changed / "model.safetensors", {"format": "pt"})
   words[words.index(f"model:{says_a}")] = f"model:{changed}"
   assert "6 to judge" in ok(*words, "--out", out)
