@@ -162,7 +162,9 @@ def _ragged(x_SD, w_EDF, expert_A, used, *, about):
 
 
 def _ragged_weight(x_SD, dy_SF, w_EDF, expert_A, used, *, about):
-  _, transpose = jax.vjp(lambda w_EDF: _ragged(x_SD, w_EDF, expert_A, used, about=about), w_EDF)
+  transpose = jax.linear_transpose(  # not vjp, whose trace has the product itself, too
+    lambda w_EDF: _ragged(x_SD, w_EDF, expert_A, used, about=about), w_EDF
+  )
   return transpose(dy_SF)[0]
 
 
