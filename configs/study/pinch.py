@@ -65,8 +65,9 @@ def get_arms(c):
   everything = [*c.languages, *c.held_out]
   pinches = designs.pinch(c.languages, base, PERCENTS, total)
   # P = 0 is one language and P = 100 is six: the same runs.
-  counts = designs.nested([everything], [*SIZES, len(everything)], total)
-  return [
-    *pinches,
-    *(dataclasses.replace(arm, factors={"languages": arm.factors["languages"]}) for arm in counts),
+  sizes = dict.fromkeys([*SIZES, len(everything)])
+  counts = designs.nested([everything], list(sizes), total)
+  by_number = [
+    dataclasses.replace(arm, factors={"languages": arm.factors["languages"]}) for arm in counts
   ]
+  return [*pinches, *by_number]
