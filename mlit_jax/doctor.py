@@ -41,6 +41,8 @@ def main() -> int:
   parser.add_argument("--json", default="", help="write all findings to this file")
   parser.add_argument("--debug", action="store_true", help="tracebacks of what crashes")
   args = parser.parse_args()
+  if hasattr(sys.stdout, "reconfigure"):  # where the encoding is at fault a name must not end this
+    sys.stdout.reconfigure(errors="backslashreplace")
   for name, value, least in (("processes", args.processes, 0), ("wait", args.wait, 1)):
     if value < least:
       parser.error(f"--{name} is {value}; give {least} or more")

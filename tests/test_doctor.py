@@ -1,6 +1,8 @@
 """The command: exit codes, lines, the file, and that one fault does not hide the others."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -105,6 +107,22 @@ def test_processes_are_started_when_asked_for(healthy, monkeypatch):
 def test_a_file_that_cannot_be_written_is_2(healthy):
   code, out, _ = called("--json", "/proc/no/such.json")
   assert code == 2 and "wrong    --json: /proc/no/such.json" in out
+
+
+def test_without_jax_the_host_is_still_examined(tmp_path):
+  program = (
+    "import sys; sys.modules['jax'] = None; from mlit_jax import doctor; sys.exit(doctor.main())"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program, "--workdir", tmp_path],
+    cwd=commands.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 2 and done.stderr == ""
+  assert "ok       rename: atomic" in done.stdout
+  assert "wrong    start of JAX: ModuleNotFoundError" in done.stdout
 
 
 def test_it_is_a_verb():
