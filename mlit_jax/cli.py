@@ -5,7 +5,18 @@ from __future__ import annotations
 import runpy
 import sys
 
-VERBS = ("train", "preview", "evaluate", "generate", "judge", "export", "report", "plan", "sweep")
+VERBS = (
+  "train",
+  "preview",
+  "evaluate",
+  "generate",
+  "judge",
+  "export",
+  "report",
+  "plan",
+  "sweep",
+  "doctor",
+)
 
 
 def main() -> int:

@@ -59,7 +59,7 @@ def run_main(main: Callable[[], None], *, debug: bool = False) -> int:
     return EXIT_FAULT
 
 
-def start() -> None:
+def start(*, rendezvous_seconds: int = RENDEZVOUS_SECONDS) -> None:
   """JAX settings of every command, and jax.distributed where the environment describes a cluster.
 
   A cluster is described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by
@@ -75,14 +75,14 @@ def start() -> None:
       os.environ["JAX_COORDINATOR_ADDRESS"],
       int(_needed("JAX_NUM_PROCESSES")),
       int(_needed("JAX_PROCESS_ID")),
-      initialization_timeout=RENDEZVOUS_SECONDS,
+      initialization_timeout=rendezvous_seconds,
     )
   elif os.environ.get("MLIT_DISTRIBUTED", "") not in ("", "auto"):
     raise UserError(
       f"MLIT_DISTRIBUTED is {os.environ['MLIT_DISTRIBUTED']!r}; set it to auto or not at all"
     )
   elif os.environ.get("MLIT_DISTRIBUTED"):
-    jax.distributed.initialize(initialization_timeout=RENDEZVOUS_SECONDS)
+    jax.distributed.initialize(initialization_timeout=rendezvous_seconds)
 
 
 def is_main() -> bool:

@@ -69,6 +69,17 @@ MAY_IMPORT = {
     "training",
     "evals",
   },
+  # What a machine is examined with; JAX itself only where devices are looked at.
+  "examining": {
+    "attention",
+    "config",
+    "errors",
+    "model",
+    "opening",
+    "preflight",
+    "runtime",
+    "weights",
+  },
   "reporting": {"experiments", "evals", "training", "charts", "page", "errors", "metrics"},
   "evals": {
     "batch",
