@@ -88,6 +88,8 @@ def run(args, overrides: Sequence[str], failed: dict[str, int]) -> None:
   if args.dry_run:
     costs.show(plan, terminal, tokens_per_second=args.tokens_per_second)
     return
+  if plan:
+    costs.check_agreed(plan)
   root = plan.root if plan else Path(args.workdir)
   if plan or (args.executor == "slurm" and not args.write_only):
     slurm.check_not_queued(root)

@@ -148,6 +148,28 @@ def measured_speed(trained: Path) -> tuple[float, str]:
   ), f"the median of {len(found)} runs in {trained}, evaluation included"
 
 
+def check_agreed(plan: Plan) -> None:
+  """Before anything is trained: whether somebody agrees to pay the judge, for all comparisons together."""
+  options = plan.config.judge_options
+  if not plan.comparisons or not plan.config.judge.startswith("http"):
+    return
+  if "max_cost" not in options:
+    if not options.get("yes"):
+      raise UserError(
+        "the judge is an endpoint, and nobody is there to agree to its cost; give judge_options={'yes': True}, or "
+        "max_cost with price_in and price_out. --dry-run estimates it."
+      )
+    return
+  expected = judging(plan)
+  if expected.cost is None:
+    raise UserError("judge_options: max_cost needs price_in and price_out, per million tokens")
+  if expected.cost > options["max_cost"]:
+    raise UserError(
+      f"judging all {len(plan.comparisons)} comparisons may cost {expected.cost:.4g}, above judge_options' max_cost "
+      f"{options['max_cost']:g}. Raise it, or take fewer arms, seeds or prompts."
+    )
+
+
 def judging(plan: Plan) -> Estimate:
   """Of all comparisons, if every answer were as long as it may be."""
   c = plan.config

@@ -11,7 +11,7 @@ from configs import base
 from configs.paper import fig1_monolingual, fig3_pinch, fig4_unseen, fig5_languages, fig6_pairs
 from mlit_jax.config import load_config
 from mlit_jax.errors import UserError
-from mlit_jax.experiments import planning, runs, tasks
+from mlit_jax.experiments import costs, planning, runs, tasks
 from mlit_jax.experiments.designs import Arm
 from tests.experiments import small
 
@@ -188,6 +188,31 @@ def test_a_judge_adds_what_it_needs(tmp_path):
   c.generate_options = {"temperature": 0.5}
   again = planning.make_plan(c, arms, [], base.get_config())
   assert not asked & {e["out"] for e in again.sweep["comparisons"]}  # asked otherwise, judged anew
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    ({}, "nobody is there to agree"),
+    ({"max_cost": 5}, "needs price_in and price_out"),
+    ({"max_cost": 0.1, "price_in": 1.0, "price_out": 2.0}, "7 comparisons may cost 0.5"),
+    ({"max_cost": 5, "price_in": 1.0, "price_out": 2.0}, ""),
+    ({"yes": True}, ""),
+  ],
+)
+def test_a_judge_that_costs_needs_someone_who_agrees(tmp_path, options, words):
+  """Of all comparisons together, before anything is trained."""
+  c = config_of(
+    tmp_path, f"c.workdir = {str(tmp_path / 's')!r}", "c.judge = 'https://example.org/v1#m'"
+  )
+  c.judge_options = options
+  arms = [Arm("P=0", {"en": 60}), Arm("P=10", {"en": 56, "fi": 2, "sw": 2})]
+  plan = planning.make_plan(c, arms, [], base.get_config())
+  if words:
+    with pytest.raises(UserError, match=words):
+      costs.check_agreed(plan)
+  else:
+    costs.check_agreed(plan)
 
 
 def test_a_planned_sweep_is_read_back(tmp_path):
