@@ -69,9 +69,7 @@ def get_config():
   c.optimizer = o = ConfigDict(convert_dict=False)
   o.name = "adamw"  # or muon, adafactor: docs/memory.md
   o.moments = "float32"  # what is kept of adamw and muon between steps; or bfloat16, int8
-  o.offload = (
-    False  # True: what is kept rests in the host's memory, and the device holds a layer of it
-  )
+  o.offload = False  # True: what is kept lies in the host's memory, a layer of it on the device
   o.learning_rate = 1e-5  # at its peak
   o.schedule = "cosine"  # after the warmup: cosine | linear | constant
   o.warmup_steps = 0

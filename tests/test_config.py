@@ -1,5 +1,6 @@
 """Config files and overrides: names, types, literals, and that base.py documents every key."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -188,9 +189,35 @@ def test_base_gives_a_fresh_config_each_time():
   assert isinstance(one, ConfigDict) and nested(two)["batch"]["rows"] == 8
 
 
-@pytest.mark.parametrize(
-  "file",
-  sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name not in ("__init__.py", "base.py")),
-)
-def test_the_configs_of_the_project_load(file):
-  assert flatten(load_config(str(file))).keys() == flatten(base.get_config()).keys()
+def configs_of_the_project():
+  """{file: what its keys are those of}; a file without get_config() is a script."""
+  found = {}
+  for path in sorted((ROOT / "configs").rglob("*.py")):
+    text = path.read_text(encoding="utf-8")
+    if "def get_config(" in text and path.name != "base.py":
+      of_sweep = path.name == "sweep.py" or path.parent.name == "paper" or "def get_arms(" in text
+      found[path] = "sweep" if of_sweep else "base"
+  return found
+
+
+@pytest.mark.parametrize("file, keys", configs_of_the_project().items())
+def test_the_configs_of_the_project_load(file, keys):
+  expected = flatten(importlib.import_module(f"configs.{keys}").get_config())
+  assert flatten(load_config(str(file), base=keys)).keys() == expected.keys()
+
+
+def test_a_sweeps_config_takes_lists_and_the_keys_of_a_run():
+  words = [
+    "--config.languages=['en', 'fi']", "--config.seeds=[[0, 1]]", "--config.run.steps=5", "--config.budget.total=7",
+    "--config.run.data.train=['a.jsonl']", "--config.learning_rates={'*': 1e-5}",
+  ]  # fmt: skip
+  c = load_config(str(ROOT / "configs" / "paper" / "fig3_pinch.py"), words, base="sweep")
+  assert (c.languages, c.seeds, c.run.steps, c.budget.total) == (["en", "fi"], [[0, 1]], 5, 7)
+  assert c.run.data.train == ["a.jsonl"] and c.learning_rates == {"*": 1e-5}
+  for word, said in [
+    ("--config.languages=en", "cannot be read as a list"),
+    ("--config.run.data.workers=many", "a whole number"),
+    ("--config.run.optimizer.learning_rat=1", "did you mean 'run.optimizer.learning_rate'"),
+  ]:
+    with pytest.raises(UserError, match=re.escape(said)):
+      load_config(str(ROOT / "configs" / "paper" / "fig3_pinch.py"), [word], base="sweep")
