@@ -64,7 +64,7 @@ def test_the_quick_start(tmp_path):
   out, f = planned(tmp_path, "--topology", "cpu:8")
   m = f["memory"]
   # 2,803,392 parameters, of which every one is split over the eight devices.
-  assert f["parameters"] == 2_803_392 and m["params"] == 2_803_392 * 4 // 8
+  assert f["parameters"] == 4_008_384 and m["params"] == 4_008_384 * 4 // 8
   assert m["optimizer"] == 2 * m["params"] + 4  # and the number of the step
   assert m["batch"] == 6 * 1 * 256 * 4
   assert m["arguments"] == m["params"] + m["optimizer"] + m["batch"]
