@@ -80,7 +80,7 @@ def _check_keys(config: ConfigDict, base: ConfigDict, file: str) -> None:
       raise UserError(f"{file}: {_unknown(key, known)}")
     given_value = _typed(key, value, known[key], file)
     if given_value is not value:
-      _assign(config, key, given_value)
+      assign(config, key, given_value)
   for key in known:
     if key not in given:
       raise UserError(f"{file}: key {key!r} is missing; start from configs.base.get_config()")
@@ -95,7 +95,7 @@ def _override(config: ConfigDict, text: str) -> None:
   known = flatten(config)
   if key not in known:
     raise UserError(f"--config.{key}: {_unknown(key, known)}")
-  _assign(config, key, _typed(key, _parse(value, known[key], key), known[key], "command line"))
+  assign(config, key, _typed(key, _parse(value, known[key], key), known[key], "command line"))
 
 
 def _parse(text: str, like, key: str):
@@ -126,7 +126,8 @@ def _typed(key: str, value, like, place: str):
   return value
 
 
-def _assign(config: ConfigDict, key: str, value) -> None:
+def assign(config: ConfigDict, key: str, value) -> None:
+  """Set "optimizer.learning_rate" of a nested config, whatever kind of value it held."""
   *groups, last = key.split(".")
   for group in groups:
     config = config[group]

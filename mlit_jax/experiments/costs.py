@@ -12,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from mlit_jax.config import base_config
+from mlit_jax.config import assign, base_config
 from mlit_jax.errors import UserError
 from mlit_jax.evals.judging.costs import Estimate, Prices, tokens_of
 from mlit_jax.experiments.planning import Plan
@@ -79,13 +79,9 @@ def measure(runs: Sequence[Run], terminal) -> dict[str, Size]:
 
 def config_of(run: Run) -> ConfigDict:
   """The training config of a run."""
-  config = base_config().unlock()
+  config = base_config()
   for key, value in run.changes.items():
-    *groups, last = key.split(".")
-    place = config
-    for group in groups:
-      place = place[group]
-    place[last] = value
+    assign(config, key, value)
   return config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import os
@@ -42,7 +41,6 @@ class Stopping:
   def __init__(self):
     self.name = ""
     self.running: set[subprocess.Popen] = set()
-    self.lock = threading.Lock()
 
   def __enter__(self):
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -54,7 +52,6 @@ class Stopping:
       signal.signal(s, handler)
 
   def _handle(self, number, _frame):
-    # No lock: the handler may interrupt its holder.
     again = bool(self.name)
     self.name = signal.Signals(number).name
     for process in list(self.running):
@@ -80,10 +77,9 @@ def run_tasks(
     slots.put(slot)
   with Stopping() as stopping:
     worker = _Worker(logs, stopping, slots, devices, say, outcome)
-    waiting = collections.deque([chains(tasks), [[t] for t in tasks if not t.chain]])
-    while waiting and not stopping.name:
+    for together in (chains(tasks), [[task] for task in tasks if not task.chain]):
       with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(worker.do_chain, waiting.popleft()))
+        list(pool.map(worker.do_chain, together))  # once it is stopping, each ends at once
     outcome.stopped = bool(stopping.name)
   if outcome.stopped:
     say(f"{stopping.name}: runs have saved; the same command goes on")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import json
@@ -16,10 +15,9 @@ from mlit_jax.data.files import read_objects
 from mlit_jax.data.rows import read_sources
 from mlit_jax.errors import UserError
 from mlit_jax.experiments import designs, tasks
-from mlit_jax.experiments.runs import Run, common_config, config_file, fill, make_runs
+from mlit_jax.experiments.runs import Run, config_file, fill, make_runs
+from mlit_jax.experiments.sweep_files import COVARIATE_KINDS, SEEN, SWEEP_FILE, UNSEEN
 from mlit_jax.experiments.tasks import Comparison, Task
-
-COVARIATE_KINDS = ("pair", "language")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +49,13 @@ def make_plan(c, arms: Sequence[designs.Arm], covariates: Sequence[Mapping], bas
     raise UserError(f"at is {c.at!r}; it must be 'best' or 'last'")
   if c.judge:
     arms = designs.with_baselines(arms, evaluated, c.budget.total)
-  runs = make_runs(with_rows_of(c, arms), arms, base)
+  runs = make_runs(c, arms, base)
   comparisons, prompts = [], []
   if c.judge:
     comparisons = tasks.compare_with_own(runs, evaluated, c.budget.total)
     prompts = read_prompts(c, evaluated)
   text = prompts_jsonl(prompts)
   todo = tasks.make_tasks(c, root, runs, comparisons, text)
-  sets = list(common_config(c).eval.sets)
   seen = [lang for lang in evaluated if lang in c.languages and lang != c.base]
   unseen = [lang for lang in evaluated if lang not in c.languages and lang != c.base]
   judged = {task.name: str(Path(task.done).parent.relative_to(root)) for task in todo if task.kind == tasks.JUDGE}  # fmt: skip
@@ -67,10 +64,10 @@ def make_plan(c, arms: Sequence[designs.Arm], covariates: Sequence[Mapping], bas
     "about": c.about,
     "base": c.base,
     "languages": evaluated,
-    "groups": {name: group for name, group in (("seen", seen), ("unseen", unseen)) if group},
+    "groups": {name: group for name, group in ((SEEN, seen), (UNSEEN, unseen)) if group},
     "curves": [dict(curve) for curve in c.curves],
     "matrix": c.matrix,
-    "set": sets[0],
+    "set": next(iter(runs[0].changes["eval.sets"])),
     "headline": c.headline,
     "at": c.at,
     "budget": dict(c.budget),
@@ -108,17 +105,6 @@ def make_plan(c, arms: Sequence[designs.Arm], covariates: Sequence[Mapping], bas
   return Plan(c, runs, comparisons, todo, sweep, prompts)
 
 
-def with_rows_of(c, arms: Sequence[designs.Arm]):
-  """The config with all languages that baselines add to those of tuning."""
-  extra = [lang for arm in arms for lang in arm.tuned if lang not in c.languages]
-  if not extra or not c.rows:
-    return c
-  wider = copy.deepcopy(c).unlock()
-  wider.languages = list(dict.fromkeys([*c.languages, *extra]))
-  wider.held_out = [lang for lang in c.held_out if lang not in wider.languages]
-  return wider
-
-
 def write(plan: Plan) -> None:
   """The sweep's folder; the tasks last, since they say that all else is there."""
   root = plan.root
@@ -127,7 +113,7 @@ def write(plan: Plan) -> None:
       root / "configs" / f"{run.id}.py", config_file(run, "python -m mlit_jax.sweep")
     )
   runtime.write_atomic(root / "prompts.jsonl", prompts_jsonl(plan.prompts))
-  runtime.write_json(root / "sweep.json", plan.sweep)
+  runtime.write_json(root / SWEEP_FILE, plan.sweep)
   runtime.write_atomic(root / "tasks.json", tasks.tasks_json(plan.tasks) + "\n")
 
 

@@ -44,7 +44,7 @@ class Run:
 def make_runs(c: ConfigDict, arms: Sequence[Arm], base: ConfigDict) -> list[Run]:
   """A run for each arm and seed, in this order; `base` is configs/base.py's config."""
   designs.check_names(arms)
-  common = common_config(c)
+  common = common_config(c, arms)
   defaults = flatten(base)
   seeds = read_seeds(c.seeds)
   rates = rates_of(c.learning_rates, [arm.name for arm in arms])
@@ -74,14 +74,18 @@ def make_runs(c: ConfigDict, arms: Sequence[Arm], base: ConfigDict) -> list[Run]
   return runs
 
 
-def common_config(c: ConfigDict) -> ConfigDict:
-  """The training config that all arms start from: `run`, with the sweep's model, rows and held-out rows in it."""
+def common_config(c: ConfigDict, arms: Sequence[Arm]) -> ConfigDict:
+  """The training config that all arms start from: `run`, with the sweep's model, rows and held-out rows in it.
+
+  The rows are those of every language that an arm is tuned on: baselines add to `languages`.
+  """
   config = copy.deepcopy(c.run).unlock()
   if c.model:
     config.model.path = c.model
   if not config.model.path and not config.model.sizes:
     raise UserError("model is empty; name the base model: --config.model=FOLDER_OR_HUB_ID")
-  every = list(dict.fromkeys([*c.languages, *c.held_out]))
+  tuned = list(dict.fromkeys([*c.languages, *(lang for arm in arms for lang in arm.tuned)]))
+  every = list(dict.fromkeys([*tuned, *c.held_out]))
   if not c.languages:
     raise UserError("languages is empty; name the languages to tune on")
   both = sorted(set(c.languages) & set(c.held_out))
@@ -90,7 +94,7 @@ def common_config(c: ConfigDict) -> ConfigDict:
       f"held_out names {', '.join(both)}, which languages has too; a held-out language is never tuned on"
     )
   if c.rows:
-    config.data.train = {lang: [fill(c.rows, lang, "rows")] for lang in c.languages}
+    config.data.train = {lang: [fill(c.rows, lang, "rows")] for lang in tuned}
   if c.eval_rows:
     config.eval.sets = {"heldout": {lang: [fill(c.eval_rows, lang, "eval_rows")] for lang in every}}
   train = config.data.train

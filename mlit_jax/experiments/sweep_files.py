@@ -11,6 +11,7 @@ from mlit_jax.errors import UserError
 
 SWEEP_FILE = "sweep.json"
 SEEN, UNSEEN = "seen", "unseen"
+COVARIATE_KINDS = ("pair", "language")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _check(path: Path, sweep: Sweep) -> None:
       " of a group is another evaluated one"
     )
   for covariate in sweep.covariates:
-    if covariate.kind not in ("pair", "language"):
+    if covariate.kind not in COVARIATE_KINDS:
       raise UserError(
         f"{path}: covariate {covariate.name!r} is of kind {covariate.kind!r}; it is pair or language"
       )

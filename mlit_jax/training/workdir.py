@@ -61,8 +61,9 @@ def check_free(root: Path, config) -> None:
   if not _has_begun(root):
     return  # nothing was trained or measured yet: the config may still be mended
   # A key that is younger than the run had its default there.
-  then = _defaults() | _flat(json.loads(path.read_text(encoding="utf-8"))["config"])
-  now = _flat(json.loads(json.dumps(nested(config))))
+  defaults = _defaults()
+  then = defaults | _flat(json.loads(path.read_text(encoding="utf-8"))["config"], defaults)
+  now = _flat(json.loads(json.dumps(nested(config))), defaults)
   differing = [
     f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
     for key in sorted(then.keys() | now.keys())
@@ -238,12 +239,11 @@ def _defaults() -> dict:
   return json.loads(json.dumps(flatten(base.get_config())))
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
-  known = _defaults()
+def _flat(config: dict, known: dict, prefix: str = "") -> dict:
   out = {}
   for key, value in config.items():
     if prefix + key not in known and isinstance(value, dict):
-      out |= _flat(value, f"{prefix}{key}.")
+      out |= _flat(value, known, f"{prefix}{key}.")
     else:
       out[prefix + key] = value
   return out

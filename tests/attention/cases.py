@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlit_jax import mesh as meshes
 from mlit_jax.attention import dense
-from mlit_jax.attention.choice import Choice, Needs
+from mlit_jax.attention.choice import BACKENDS, Choice, Needs, attend
 from mlit_jax.attention.scoring import Rows, Scoring
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
@@ -108,3 +109,21 @@ def worst_difference(found, expected) -> float:
     float(jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.max(jnp.abs(b)))
     for a, b in zip(found, expected, strict=True)
   )
+
+
+def compiled_gradient(name: str, mesh, rows, qkv) -> str:
+  """The compiled module of attention's gradients, of rows that are cut as the mesh cuts them before and after."""
+  needs, names = needs_of(*qkv[:2]), ("heads", "kv_heads", "kv_heads")
+  cut = tuple(jax.NamedSharding(mesh, meshes.spec(("batch", "length", n, "head_dim"))) for n in names)  # fmt: skip
+
+  def loss(q, k, v, rows):
+    o = attend(BACKENDS[name], q, k, v, rows, 0, needs)
+    return jnp.sum(meshes.constrain(o, "batch", "length", "heads", "head_dim") ** 2)
+
+  step = jax.jit(
+    jax.grad(loss, argnums=(0, 1, 2)),
+    in_shardings=(*cut, jax.NamedSharding(mesh, meshes.BATCH_SPEC)),
+    out_shardings=cut,
+  )
+  with jax.set_mesh(mesh):
+    return step.lower(*qkv, rows).compile().as_text()

@@ -161,21 +161,7 @@ def test_what_travels_where_rows_are_cut(kv_heads, expected):
   """Read from the compiled module: tokens are exchanged for heads, and nothing is gathered that need not be."""
   mesh = meshes.make_mesh(fsdp=2, context=4)
   rows, qkv = cases.packed_rows(2, 64, 12), cases.random_qkv(2, 64, 8, kv_heads, 8)
-  needs = cases.needs_of(*qkv[:2])
-  names = ("heads", "kv_heads", "kv_heads")
-  cut = tuple(jax.NamedSharding(mesh, meshes.spec(("batch", "length", n, "head_dim"))) for n in names)  # fmt: skip
-
-  def loss(q, k, v, rows):
-    o = attend(BACKENDS["xla_chunked"], q, k, v, rows, 0, needs)
-    return jnp.sum(meshes.constrain(o, "batch", "length", "heads", "head_dim") ** 2)
-
-  step = jax.jit(
-    jax.grad(loss, argnums=(0, 1, 2)),
-    in_shardings=(*cut, jax.NamedSharding(mesh, meshes.BATCH_SPEC)),
-    out_shardings=cut,
-  )
-  with jax.set_mesh(mesh):
-    text = step.lower(*qkv, rows).compile().as_text()
+  text = cases.compiled_gradient("xla_chunked", mesh, rows, qkv)
   found = re.findall(r" = (\(?\w+)\[.* (all-[a-z-]+|reduce-scatter)\(", text)
   of_numbers = [kind for dtype, kind in found if "f32" in dtype]
   assert dict(collections.Counter(of_numbers)) == expected

@@ -70,21 +70,7 @@ def test_keys_and_values_travel_and_nothing_else(name):
   B, T, N, K, H, parts = 2, 64, 6, 2, 8, 4
   mesh = meshes.make_mesh(fsdp=2, context=parts)
   rows, qkv = cases.packed_rows(B, T, 12), cases.random_qkv(B, T, N, K, H)
-  needs = cases.needs_of(*qkv[:2])
-  names = ("heads", "kv_heads", "kv_heads")
-  cut = tuple(jax.NamedSharding(mesh, meshes.spec(("batch", "length", n, "head_dim"))) for n in names)  # fmt: skip
-
-  def loss(q, k, v, rows):
-    o = attend(BACKENDS[name], q, k, v, rows, 0, needs)
-    return jnp.sum(meshes.constrain(o, "batch", "length", "heads", "head_dim") ** 2)
-
-  step = jax.jit(
-    jax.grad(loss, argnums=(0, 1, 2)),
-    in_shardings=(*cut, jax.NamedSharding(mesh, meshes.BATCH_SPEC)),
-    out_shardings=cut,
-  )
-  with jax.set_mesh(mesh):
-    text = step.lower(*qkv, rows).compile().as_text()
+  text = cases.compiled_gradient(name, mesh, rows, qkv)
   kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
   found = re.findall(rf" = \(?(\w+)\[([\d,]*)\][^=]* ({kinds})(?:-start)?\(", text)
   whole = B // 2 * T * K * H  # of a device's rows
