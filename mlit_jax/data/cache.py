@@ -9,13 +9,14 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mlit_jax import checksums
 from mlit_jax.data.encode import (
   CHUNK,
   VERSION,
@@ -30,10 +31,11 @@ from mlit_jax.data.sources import Source
 from mlit_jax.data.worker import map_in_order
 from mlit_jax.errors import UserError
 
-FORMAT = 2  # of what lies in a cache; raise it, and those before are passed over. The plan stays.
+FORMAT = 3  # of what lies in a cache; raise it, and those before are passed over. The plan stays.
 ALONE = 16  # chunks that this process does by itself before it starts workers
 BLOCK = 1 << 18  # rows of a column that are in memory at a time
 BUILDING = ".building-"
+DAMAGED = ".damaged-"
 FILES = {"tokens": "<u4", "trained": "u1", "ids": "<u8", **COLUMNS}
 TABLES = (
   "languages", "sources", "files", "rows_read", "dropped", "flagged", "language_judged", "language_judged_every",
@@ -51,23 +53,28 @@ def open_cache(
   num_workers: int = 0,
   progress: Callable[[Part], None] | None = None,
   waiting: Callable[[], None] | None = None,
+  damaged: Callable[[str], None] | None = None,
 ) -> tuple[Encoded, dict[str, str]]:
   """The rows of the sources, tokenised, and what they were made from ({what: digest}).
 
   Read from `folder` if the same was done before, else built there: under another name and renamed
   when whole, by one process while others wait. Exact duplicates within a language are dropped and counted, and
-  near ones as the recipe says. `num_workers` processes tokenise (0: as many as there are cores).
+  near ones as the recipe says. `num_workers` processes tokenise (0: as many as there are cores). A cache whose
+  files are not as they were written is built again; `damaged` is told what was wrong with it.
   """
   check_over_long(recipe.over_long)
   made_from = what_it_is_made_from(sources, recipe)
   fingerprint = _digest(list(made_from.values()))  # of contents: not of names and paths
   told = [FORMAT, recipe.hygiene.fingerprint(), *([s.name, s.path] for s in sources)]
   place = folder / _digest([fingerprint, told])
-  if (found := load(place)) is None:
+  lock = folder / f".{place.name}.lock"
+  if (found := _load_whole(place)) is not None:
+    _remove_left(lock)
+  else:
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      with _alone(folder / f".{place.name}.lock", waiting):
-        if (found := load(place)) is None:
+      with _alone(lock, waiting):
+        if (found := _load_whole(place, damaged, remove=True)) is None:
           _build(sources, recipe, place, fingerprint, num_workers or os.cpu_count() or 1, progress)
           found = load(place)
     except OSError as e:
@@ -98,30 +105,69 @@ def _digest(value) -> str:
   return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
+def _load_whole(place: Path, damaged=None, *, remove: bool = False) -> Encoded | None:
+  """The cache in its place; None if there is none or, then removed if so asked, a damaged one."""
+  try:
+    return load(place)
+  except UserError as e:
+    if remove:
+      if damaged:
+        damaged(f"the token cache is damaged and is built again: {e}")
+      aside = place.with_name(f"{DAMAGED}{place.name}-{os.getpid()}")
+      os.rename(place, aside)  # one that maps its files keeps them
+      shutil.rmtree(aside, ignore_errors=True)
+    return None
+
+
 def load(folder: Path) -> Encoded | None:
-  """The cache in this folder, mapped into memory; None if there is none."""
+  """The cache in this folder, mapped into memory; None if there is none, UserError if it is damaged."""
+  if not folder.is_dir():
+    return None
+  if not checksums.check(folder):
+    raise UserError(f"{folder / checksums.NAME}: is missing.")
   try:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-  except (FileNotFoundError, NotADirectoryError):
-    return None
-  arrays = {name: _map(folder / f"{name}.bin", dtype) for name, dtype in FILES.items()}
-  if {name: len(array) for name, array in arrays.items()} != meta["sizes"]:
-    raise UserError(f"the token cache {folder} is damaged. Remove it, and it is built again.")
-  arrays["ids"] = arrays["ids"].reshape(-1, 2)
-  tables = {name: meta[name] for name in TABLES}
-  for name in ("languages", "sources", "files"):
-    tables[name] = tuple(tables[name])
+    arrays = {name: _map(folder / f"{name}.bin", dtype) for name, dtype in FILES.items()}
+    arrays["ids"] = arrays["ids"].reshape(-1, 2)
+    tables = {name: meta[name] for name in TABLES}
+    for name in ("languages", "sources", "files"):
+      tables[name] = tuple(tables[name])
+    _check_numbers(arrays, tables)
+  except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    raise _damaged(folder) from error
   return Encoded(**arrays, **tables)
 
 
+def _check_numbers(arrays: dict, tables: dict) -> None:
+  """ValueError where a column points beyond what it points into."""
+  if not all(
+    isinstance(name, str) for key in ("languages", "sources", "files") for name in tables[key]
+  ):
+    raise ValueError("names that are no texts")
+  rows = len(arrays["starts"])
+  if any(len(arrays[name]) != rows for name in ("ids", *COLUMNS)):
+    raise ValueError("columns of different lengths")
+  if len(arrays["tokens"]) != len(arrays["trained"]):
+    raise ValueError("tokens that are neither trained nor not")
+  if not rows:
+    return
+  for column, table in (("language", "languages"), ("source", "sources"), ("file", "files")):
+    if arrays[column].min() < 0 or arrays[column].max() >= len(tables[table]):
+      raise ValueError(f"{column} beyond {table}")
+  starts, lengths = arrays["starts"], arrays["lengths"]
+  if starts.min() < 0 or lengths.min() < 1 or (starts + lengths).max() > len(arrays["tokens"]):
+    raise ValueError("rows beyond the tokens")
+
+
+def _damaged(folder: Path) -> UserError:
+  return UserError(f"the token cache {folder} is damaged. Remove it, and it is built again.")
+
+
 def write_meta(folder: Path, tables: dict) -> None:
-  """The last file of a cache, once all columns are there: TABLES, and how long every column is."""
-  sizes = {
-    name: (folder / f"{name}.bin").stat().st_size // np.dtype(dtype).itemsize
-    for name, dtype in FILES.items()
-  }
-  meta = json.dumps(tables | {"sizes": sizes}, ensure_ascii=False)
+  """The last files of a cache, once all columns are there: TABLES, and the digests of all."""
+  meta = json.dumps(tables, ensure_ascii=False)
   (folder / "meta.json").write_text(meta, encoding="utf-8")
+  checksums.write(folder)
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:
@@ -138,7 +184,9 @@ def _build(
 ) -> None:
   for left in place.parent.glob(f"{BUILDING}{place.name}-*"):  # of a build that was killed
     shutil.rmtree(left, ignore_errors=True)
-  folder = Path(tempfile.mkdtemp(prefix=f"{BUILDING}{place.name}-", dir=place.parent))
+  # Not tempfile's, which are for the user alone: a cache is for whom the umask lets read it.
+  folder = place.with_name(f"{BUILDING}{place.name}-{secrets.token_hex(4)}")
+  folder.mkdir()
   try:
     tables = _write_parts(folder, sources, recipe, num_workers, progress)
     _drop_duplicates(folder, tables, recipe)
@@ -319,6 +367,14 @@ def _alone(path: Path, waiting: Callable[[], None] | None):
       finally:
         path.unlink(missing_ok=True)
       return
+
+
+def _remove_left(path: Path) -> None:
+  """Remove the lock file of a holder that was killed after it had built."""
+  with contextlib.suppress(OSError), open(path, "r+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if _is_same(file, path):
+      path.unlink(missing_ok=True)
 
 
 def _is_same(file, path: Path) -> bool:

@@ -1,6 +1,5 @@
 """The model's own chat template, and which characters of its one render are trained."""
 
-import contextlib
 import contextvars
 import dataclasses
 import datetime
@@ -11,9 +10,9 @@ from collections.abc import Sequence
 
 import jinja2
 import jinja2.ext
-import jinja2.runtime
-import jinja2.sandbox
 
+from mlit_jax.data import sandbox
+from mlit_jax.data.render_limits import TooMuch
 from mlit_jax.errors import UserError
 
 DEFAULT_DATE = "2024-07-26"  # what Llama 3 templates print where no date is given
@@ -83,7 +82,7 @@ class Template:
     probe = [("user", _mark(0, "")), ("assistant", _mark(1, ""))]
     skeleton = self._skeleton(("user", "assistant"), "")
     after = skeleton.after(1) if skeleton else self._text(probe).split(probe[-1][1])[-1]
-    return self._stop(after, "")
+    return self._stop(after, "", first=True)
 
   def opening(self) -> str:
     """What the template writes before the first question where a row has no system text."""
@@ -114,22 +113,20 @@ class Template:
     context = {**self.special_tokens, **self.kwargs}
     context |= {"messages": [{"role": role, "content": content} for role, content in turns]}
     context |= {"tools": None, "documents": None, "add_generation_prompt": generation}
+    shared = _globals(self.source, self.date)
     try:
       if tracked is None:
-        # As Template.render does, but with the globals laid out once, which took most of its time.
-        shared = _globals(self.source, self.date)
-        context = jinja2.runtime.new_context(
-          template.environment, template.name, template.blocks, shared | context, True, shared
-        )
-        return "".join(template.root_render_func(context))
-      return _render_tracked(template, context, tracked)
+        return sandbox.render(template, context, shared, [])
+      return _render_tracked(template, context, shared, tracked)
+    except TooMuch as error:
+      raise _too_much(f"{_at(place)}the chat template", error) from None
     except jinja2.TemplateError as error:
       raise UserError(
         f"{_at(place)}the chat template refuses the conversation (roles "
         f"{', '.join(r for r, _ in turns)}): "
         f"{error}. Change the row, or give another template in tokenizer.chat_template."
       ) from None
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # whatever a template does, the fault is in it
       raise UserError(
         f"{_at(place)}the chat template fails on the conversation: {type(error).__name__}: "
         f"{error}. "
@@ -232,20 +229,22 @@ class Template:
   def _learn_skeleton(self, roles, place):
     nonce = _nonce(self.source, ())
     marks = [(role, _mark(i, nonce)) for i, role in enumerate(roles)]
-    found = _split(self._text(marks, place=place), marks)
+    found = _split(self._text(marks, place=place), marks, nonce)
     pad = " \n "  # what a template strips from a content shows on a padded one
-    padded = _split(self._text([(r, pad + m + pad) for r, m in marks], place=place), marks)
+    padded = [(role, pad + mark + pad) for role, mark in marks]
+    padded = _split(self._text(padded, place=place), marks, nonce)
     if found is None or padded is None or found[0] != padded[0]:
       return None
     order, literals = found
     cuts = _cuts(literals, padded[1], pad)
     if cuts is None:
       return None
-    cuts = tuple(cuts[order.index(i)] for i in range(len(roles)))
-    leads = tuple(self._lead(literals[order.index(i)], marks, i, place) for i in range(len(roles)))
-    return _Skeleton(order, literals, cuts, leads)
+    at = tuple(sorted(range(len(roles)), key=order.__getitem__))
+    cuts = tuple(cuts[k] for k in at)
+    leads = tuple(self._lead(literals[k], marks, i, nonce, place) for i, k in enumerate(at))
+    return _Skeleton(order, at, literals, cuts, leads)
 
-  def _lead(self, before, marks, i, place) -> int:
+  def _lead(self, before, marks, i, nonce, place) -> int:
     """How many characters before answer i the model writes itself, such as empty thoughts.
 
     They stand after the generation prompt. Without one, only white space counts: a header is not an
@@ -254,7 +253,7 @@ class Template:
     if marks[i][0] != "assistant" or i == 0:
       return 0
     prompt = self._text(marks[:i], generation=True, place=place)
-    prompt = prompt[max(prompt.rfind(mark) + len(mark) for _, mark in marks[:i]) :]
+    prompt = _marks_in(nonce).split(prompt)[-1]
     if not before.startswith(prompt):
       return 0
     gap = before[len(prompt) :]
@@ -275,14 +274,16 @@ class Template:
       self._stop_lengths[after] = _stop_match(after, self._stops).end()
     return self._stop_lengths[after]
 
-  def _stop(self, after: str, place: str) -> str:
+  def _stop(self, after: str, place: str, *, first: bool = False) -> str:
+    """The end token of an answer that this follows; `first`: while that of the template is looked for."""
     match = _stop_match(after, self._stops)
     if match is not None:
       # Another token than the one that ends the last answer may be the header of the next turn: a
       # header goes on
       # with a role, an end token with the next turn's own token.
       rest = after[match.end() :]
-      if not rest.strip() or match.group(1) == self.end_of_turn or _stop_match(rest, self._stops):
+      known = not first and match.group(1) == self.end_of_turn
+      if not rest.strip() or known or _stop_match(rest, self._stops):
         return match.group(1)
     seen = after.strip()[:40]
     raise UserError(
@@ -298,15 +299,14 @@ class Template:
 class _Skeleton:
   """What a template writes around the contents of some roles, whatever the contents are."""
 
-  order: tuple[
-    int, ...
-  ]  # the turns in the order of the text: a system text may stand in a question
+  order: tuple[int, ...]  # turns as in the text: a system text may stand in a question
+  at: tuple[int, ...]  # where each turn stands in that order
   literals: tuple[str, ...]  # one before each content in that order, one after the last
   cuts: tuple  # what the template does to the content of each turn
   leads: tuple[int, ...]
 
   def after(self, i: int) -> str:
-    return self.literals[self.order.index(i) + 1]
+    return self.literals[self.at[i] + 1]
 
 
 # --- text helpers
@@ -327,6 +327,10 @@ def _mark(i: int, nonce: str) -> str:
   return f"(\ue000{nonce}{i}\ue001)"
 
 
+def _marks_in(nonce: str) -> re.Pattern:
+  return re.compile(rf"(\(\ue000{nonce}\d+\ue001\))")
+
+
 def _nonce(source, turns) -> str:
   nonce = ""
   while any(f"\ue000{nonce}" in text for text in (source, *(content for _, content in turns))):
@@ -334,16 +338,14 @@ def _nonce(source, turns) -> str:
   return nonce
 
 
-def _split(text: str, marks):
+def _split(text: str, marks, nonce: str):
   """(order of the marks, literals around them); None unless each mark stands there once."""
-  if any(text.count(mark) != 1 for _, mark in marks):
+  numbers = {mark: i for i, (_, mark) in enumerate(marks)}
+  parts = _marks_in(nonce).split(text)
+  order = tuple(numbers.get(mark, -1) for mark in parts[1::2])
+  if sorted(order) != list(range(len(marks))):
     return None
-  order = tuple(sorted(range(len(marks)), key=lambda i: text.index(marks[i][1])))
-  literals = []
-  for i in order:
-    literal, text = text.split(marks[i][1])
-    literals.append(literal)
-  return order, (*literals, text)
+  return order, tuple(parts[::2])
 
 
 def _keep(content):
@@ -419,10 +421,8 @@ def _compile(source: str, date: str) -> jinja2.Template:
   def strftime_now(format):
     return datetime.datetime.fromisoformat(date).strftime(format)
 
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-  )
-  environment.filters["tojson"] = tojson
+  environment = sandbox.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
+  environment.add_filter("tojson", tojson)
   environment.globals["raise_exception"] = raise_exception
   environment.globals["strftime_now"] = strftime_now
   try:
@@ -431,6 +431,24 @@ def _compile(source: str, date: str) -> jinja2.Template:
     raise UserError(
       f"the chat template is broken at line {error.lineno}: {error.message}. Correct it."
     ) from None
+  except TooMuch as error:
+    raise _too_much("the chat template", error) from None
+  except (
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    ValueError,
+  ) as error:  # of Python, which runs it
+    raise UserError(
+      f"the chat template cannot be compiled ({type(error).__name__}: {error}). Nest it less deeply."
+    ) from None
+
+
+def _too_much(what: str, error: Exception) -> UserError:
+  return UserError(
+    f"{what} asks for too much: {error}. Correct it, or give another template in "
+    "tokenizer.chat_template."
+  )
 
 
 @functools.lru_cache(maxsize=64)
@@ -460,11 +478,10 @@ class _Generation(jinja2.ext.Extension):
     return text
 
 
-def _render_tracked(template, context, spans) -> str:
+def _render_tracked(template, context, shared, spans) -> str:
   pieces = []
   token = _tracking.set((pieces, spans))
-  with contextlib.ExitStack() as stack:
-    stack.callback(_tracking.reset, token)
-    for piece in template.generate(**context):
-      pieces.append(piece)
-  return "".join(pieces)
+  try:
+    return sandbox.render(template, context, shared, pieces, at_once=1)
+  finally:
+    _tracking.reset(token)

@@ -18,6 +18,7 @@ from mlit_jax.errors import UserError
 
 VERSION = 2  # raise it when the same rows would give other arrays
 OVER_LONG = ("drop", "truncate_prompt", "truncate_answer", "error")
+MOST_TURNS = 1000  # finding the answers of more turns takes time in proportion to their square
 CHUNK = 1024  # conversations per call of the tokenizer
 ATTEMPTS = 8  # at cutting a prompt down to what fits
 
@@ -44,14 +45,16 @@ def encode_chunk(
 
   A row longer than `max_length` is dropped and counted (`drop`), loses the beginning of its longest
   question (`truncate_prompt`), is cut at its end (`truncate_answer`; dropped and counted when no trained
-  token is left), or refused (`error`).
+  token is left), or refused (`error`). One of more than MOST_TURNS turns is dropped and counted, or refused.
   """
   numbers: dict[str, int] = {}
   dropped: Counts = {}
   tokens, trained, kept, rows = [], [], [], []
-  rendered = [_render(c, tokenizer) for c in conversations]
+  within = [i for i, c in enumerate(conversations) if _has_few_turns(c, over_long, dropped)]
+  rendered = [_render(conversations[i], tokenizer) for i in within]
   marked = tokenizer.encode_marked([r.text for r in rendered], [r.spans for r in rendered])
-  for i, (c, r, (ids, mask)) in enumerate(zip(conversations, rendered, marked, strict=True)):
+  for i, r, (ids, mask) in zip(within, rendered, marked, strict=True):
+    c = conversations[i]
     cut = len(ids) > max_length
     answer, text = _answer_bytes(c), len(r.text.encode())
     if cut:
@@ -168,6 +171,18 @@ def id_numbers(example_ids: Sequence[str]) -> np.ndarray:
 
 
 # --- rows too long
+
+
+def _has_few_turns(c: Conversation, over_long: str, dropped: Counts) -> bool:
+  if len(c.messages) <= MOST_TURNS:
+    return True
+  if over_long == "error":
+    raise UserError(
+      f"{c.place}: the row has {len(c.messages):,} turns; {MOST_TURNS:,} is the most. Divide it, or set "
+      "data.over_long to drop."
+    )
+  add_counts(dropped, {c.lang: {"over_long": 1}})
+  return False
 
 
 def _too_long(c: Conversation, length: int, max_length: int) -> UserError:

@@ -16,22 +16,27 @@ class HuggingFace:
   def __init__(self, data: bytes, place: str):
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception
+      self.framing = self._prepare()
+      self._refresh()
+    except BaseException as error:  # the library raises bare Exception, and panics that are none
+      if not _is_of_library(error):
+        raise
       raise UserError(
         f"{place}: not a tokenizer.json that this version can read ({error}). Fetch it again."
       ) from None
     self.digest = hashlib.sha256(data).hexdigest()
+
+  def _prepare(self) -> list[int]:
+    """Leave nothing of it that cuts, fills or frames a text; the tokens that would stand before one."""
     # Files may say that texts are cut or filled: a cut answer would never be seen.
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     # It says which tokens frame a text, and none is wanted here.
     framed = self._tokenizer.encode("a").ids
-    self.framing = framed[
-      : len(framed) - len(self._tokenizer.encode("a", add_special_tokens=False).ids)
-    ]
+    framing = framed[: len(framed) - len(self._tokenizer.encode("a", add_special_tokens=False).ids)]
     # It also cuts white space out of offsets, so a token of white space alone would be in no span.
     self._tokenizer.post_processor = None
-    self._refresh()
+    return framing
 
   def _refresh(self):
     self.added = {
@@ -109,6 +114,10 @@ class HuggingFace:
     return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
 
 
+def _is_of_library(error: BaseException) -> bool:
+  return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class SentencePiece:
   """A SentencePiece model, and the tokens that a folder adds to it.
 
@@ -137,6 +146,8 @@ class SentencePiece:
         f"use the folder's "
         "tokenizer.json."
       ) from None
+    if not all(isinstance(piece.piece, str) for piece in _parse_proto(data).pieces):
+      raise UserError(f"{place}: a piece of the vocabulary is not UTF-8. Fetch the file again.")
     self.proto = data
     self.digest = hashlib.sha256(data + (b"" if prefix_everywhere else b"first")).hexdigest()
     size = self._model.get_piece_size()

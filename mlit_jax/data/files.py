@@ -321,10 +321,13 @@ def _arrow_batches(path: str):
     data.seek(0)
     if is_file:
       reader = pa.ipc.open_file(data)
-      yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+      batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
     else:
       _check_end(data)
-      yield from pa.ipc.open_stream(data)
+      batches = pa.ipc.open_stream(data)
+    for batch in batches:
+      batch.validate(full=True)  # else offsets beyond the data would end the process
+      yield batch
 
 
 def _check_end(data) -> None:
@@ -347,7 +350,7 @@ def _table_rows(path: str):
       for row in table_rows(batch):
         number += 1
         yield number, row
-  except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+  except (pa.ArrowException, OSError, UnicodeDecodeError, SystemError, ValueError) as error:
     raise UserError(
       f"{path}: row {number + 1} cannot be read ({error}). Write the file again."
     ) from None

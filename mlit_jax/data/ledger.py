@@ -10,6 +10,7 @@ from mlit_jax.data.encoded import UNITS, Encoded
 from mlit_jax.data.plan import Plan, Stage
 
 TRAINED = UNITS  # what the device counts in the batches
+STEPS = "steps"  # in the counts of what was skipped: the numbers of the steps, from 1
 
 
 def make_ledger(
@@ -98,46 +99,62 @@ def with_trained(
   ledger: dict,
   trained: Mapping[str, Mapping[str, int]],
   due: Mapping[str, Mapping[str, int]] | None = None,
+  skipped: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict:
   """The ledger with `trained` beside what was planned: what the device counted in the batches.
 
   Of a run that ended before its plan, `due` is what the plan has up to there (planned_sums): it then stands
-  beside them too, and is what was to be trained.
+  beside them too, and is what was to be trained. `skipped` is what was shown but not learned from, counted in the same
+  way, with the numbers of those steps; it stands there if there are any.
   """
+  columns = {"trained": trained}
+  if due is not None:
+    columns["due"] = due
+  if skipped is not None and skipped[STEPS]:
+    columns["skipped"] = skipped
   unplanned: dict[str, dict] = {}  # what should not be there must show too
-  for key in {key for name in TRAINED for key in trained[name]}:
+  for key in {key for of in columns.values() for name in TRAINED for key in of[name]}:
     lang, _, source = key.partition("/")
     unplanned.setdefault(lang, {})[source] = {"rows_read": 0} | dict.fromkeys(TRAINED, 0)
   languages = {}
   for lang, entry in ledger["languages"].items():
     sources = {
-      source: of | {"trained": {name: trained[name].get(f"{lang}/{source}", 0) for name in TRAINED}}
+      source: of
+      | {
+        column: {name: counts[name].get(f"{lang}/{source}", 0) for name in TRAINED}
+        for column, counts in columns.items()
+      }
       for source, of in (unplanned.get(lang, {}) | entry["sources"]).items()
     }
-    for source, of in sources.items() if due is not None else ():
-      of["due"] = {name: due[name].get(f"{lang}/{source}", 0) for name in TRAINED}
     sums = {
       column: {name: sum(of[column][name] for of in sources.values()) for name in TRAINED}
-      for column in ("trained", *(("due",) if due is not None else ()))
+      for column in columns
     }
     languages[lang] = entry | sums | {"sources": sources}
-  return ledger | {"languages": languages}
+  steps = {"skipped_steps": list(skipped[STEPS])} if "skipped" in columns else {}
+  return ledger | steps | {"languages": languages}
 
 
 def differences(ledger: dict) -> list[str]:
-  """Where trained and planned differ; empty when the run did what the plan says, as far as it went."""
+  """Where planned is not trained and skipped; empty when the run did what the plan says, as far as it went."""
   return [
     f"{lang} from {source}: {name} planned {due(entry)[name]}, trained {entry['trained'][name]}"
+    + (f", skipped {entry['skipped'][name]}" if "skipped" in entry else "")
     for lang, of in ledger["languages"].items()
     for source, entry in of["sources"].items()
     for name in TRAINED
-    if due(entry)[name] != entry["trained"][name]
+    if due(entry)[name] != shown(entry, name)
   ]
 
 
 def due(entry: dict) -> dict:
   """The counts of a language or source that were to be trained: of the plan, or of it up to where the run ended."""
   return entry.get("due", entry)
+
+
+def shown(entry: dict, name: str) -> int:
+  """What the devices were given of a language or source, whether it was learned from or skipped."""
+  return entry["trained"][name] + entry.get("skipped", {}).get(name, 0)
 
 
 def _stage(stage: Stage) -> dict:

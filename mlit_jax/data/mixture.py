@@ -75,6 +75,15 @@ def resolve(spec: Mapping, stock: Stock, *, max_repeats: int = 1) -> Amounts:
 
   `leave_out` takes languages away before anything is spread.
   """
+  try:
+    return _resolve(spec, stock, max_repeats)
+  except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    raise UserError(
+      f"data.mixture: {spec!r} holds a value that cannot be ({type(error).__name__}: {error}). See docs/mixtures.md."
+    ) from error
+
+
+def _resolve(spec: Mapping, stock: Stock, max_repeats: int) -> Amounts:
   kind, body = _kind(spec)
   unit = spec.get("unit", "examples")
   if unit not in UNITS:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 
-from mlit_jax.data.files import BadRow, table_rows
+from mlit_jax.data.files import BadRow, shorten, table_rows
 from mlit_jax.errors import UserError
 
 TFDS = re.compile(
@@ -35,6 +35,10 @@ def saved_files(folder: str, split: str | None, place: str) -> list[str]:
   """The Arrow files of a saved data set, in order; `split` is needed where it has several."""
   if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
     splits = _json(os.path.join(folder, "dataset_dict.json")).get("splits", [])
+    if not isinstance(splits, list) or not all(map(_is_plain, splits)):
+      raise UserError(
+        f"{place}: {folder}: dataset_dict.json names splits that are no folders in it."
+      )
     return saved_files(os.path.join(folder, _choose(split, splits, place)), None, place)
   state = os.path.join(folder, "state.json")
   if os.path.isfile(state):
@@ -43,7 +47,7 @@ def saved_files(folder: str, split: str | None, place: str) -> list[str]:
       raise UserError(
         f"{place}: the folder is one split, {found.get('_split')!r}. Name it without ':{split}'."
       )
-    names = [entry.get("filename", "") for entry in found.get("_data_files", [])]
+    names = [_filename(entry, state) for entry in found.get("_data_files") or []]
     files = [os.path.join(folder, name) for name in names]
   else:  # the cache of `datasets`: <name>-<split>.arrow, <name>-<split>-00000-of-00002.arrow
     splits = list(_json(os.path.join(folder, "dataset_info.json")).get("splits") or {})
@@ -62,6 +66,20 @@ def saved_files(folder: str, split: str | None, place: str) -> list[str]:
       f"{' is missing' if missing else ''}. Save the data set again with save_to_disk."
     )
   return files
+
+
+def _is_plain(name) -> bool:
+  """Whether a name of a file from elsewhere stays in its folder."""
+  return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def _filename(entry, state: str) -> str:
+  name = entry.get("filename") if isinstance(entry, dict) else None
+  if not _is_plain(name):
+    raise UserError(
+      f"{state}: the data file {shorten(name)} is not the plain name of a file here. Save the data set again."
+    )
+  return name
 
 
 def _choose(split: str | None, splits: list[str], place: str) -> str:
@@ -110,6 +128,8 @@ def find_tfds(text: str, data_dir: str | None, place: str) -> tuple[str, str]:
   if not config and not _versions(folder):
     default = os.path.join(folder, ".config", "metadata.json")
     config = _json(default).get("default_config_name") if os.path.isfile(default) else None
+    if config is not None and not _is_plain(config):
+      raise UserError(f"{default}: default_config_name {shorten(config)} is no folder here.")
   parent = os.path.join(folder, *(config or "").split("/")) if config else folder
   versions = _versions(parent)
   if not versions or (version and version not in versions):

@@ -283,13 +283,18 @@ def _open(settings: dict, place: str) -> list[Source]:
   folder, split = _folder_and_split(path)
   if folder and not prepared.is_saved(folder):
     raise UserError(f"{place}: {text!r} is a folder. Name its files, for example '{text}/*.jsonl'.")
-  if folder and prepared.is_tfds_folder(folder):
-    split = prepared.check_tfds_folder(folder, split, place)
-    return [make(text, "tfds", folder=folder, split=split)]
   if folder:
-    return [
-      make(path, "arrow") for path in prepared.saved_files(folder, split, f"{place}: {text!r}")
-    ]
+    try:
+      if prepared.is_tfds_folder(folder):
+        split = prepared.check_tfds_folder(folder, split, place)
+        return [make(text, "tfds", folder=folder, split=split)]
+      found = prepared.saved_files(folder, split, f"{place}: {text!r}")
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+      raise UserError(
+        f"{place}: {text!r}: its JSON files hold a value that cannot be ({type(error).__name__}: {error}). Save the "
+        "data set again."
+      ) from error
+    return [make(path, "arrow") for path in found]
   return [make(path, _kind(path)) for path in _expand(path, text, place)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mlit_jax.data import chat, templates
 from mlit_jax.data.engines import HuggingFace, SentencePiece, to_tokenizer_json
+from mlit_jax.data.files import shorten
 from mlit_jax.errors import UserError
 
 FORMAT = "1"  # raise it when this module gives other ids or offsets for the same files
@@ -52,8 +53,19 @@ class Tokenizer:
 
     `template` (a file, or Jinja text) replaces the folder's own.
     """
+    try:
+      return cls._load(path, template, template_kwargs, date)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+      raise UserError(
+        f"{path}: the tokenizer's files hold a value that cannot be ({type(error).__name__}: {shorten(str(error), 200)}). "
+        "Fetch them again."
+      ) from error
+
+  @classmethod
+  def _load(cls, path, template, template_kwargs, date) -> "Tokenizer":
     files = _read_files(os.path.expanduser(os.fspath(path)))
     config = _json(files, "tokenizer_config.json")
+    _refuse_code(config, path)
     engine = _make_engine(files, config, path)
     special_tokens = _special_tokens(files, config, engine, path)
     engine.mark([*special_tokens.values(), *_extra_tokens(files, config)])
@@ -187,11 +199,21 @@ def _read(path: str) -> bytes:
 def _json(files: dict[str, bytes], name: str) -> dict:
   try:
     value = json.loads(files.get(name, b"{}").decode("utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{name}: broken JSON ({error}). Fetch the file again.") from None
   if not isinstance(value, dict):
     raise UserError(f"{name} holds a {type(value).__name__}, not an object. Fetch the file again.")
   return value
+
+
+def _refuse_code(config: dict, path) -> None:
+  """Code that comes with a model is never run; what its tokenizer would do beyond its files is unknown."""
+  named = config.get("auto_map")
+  if isinstance(named, dict) and "AutoTokenizer" in named:
+    raise UserError(
+      f"{path}: tokenizer_config.json names a tokenizer with code of its own ({shorten(named['AutoTokenizer'])}), which is "
+      "never run here. If tokenizer.json alone gives the same ids, remove auto_map from tokenizer_config.json."
+    )
 
 
 def _make_engine(files, config, path):

@@ -1,8 +1,8 @@
 """Worker processes for the token cache: plain subprocesses that end when their parent does.
 
 A worker reads pickled jobs from its standard input and answers on its standard output. It imports neither JAX nor
-the program that started it, which `multiprocessing` would, and an end of input, however the parent
-died, is the end of the worker.
+the program that started it, which `multiprocessing` would. It dies with its parent, however that one dies; where the
+system cannot do that, an end of input is its end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+
+from mlit_jax import lifeline
 
 AHEAD = 2  # jobs in flight for each worker: memory does not grow with the number of jobs
 
@@ -58,7 +60,7 @@ class _Worker:
     # The workers are the parallelism; threads in each would only get in one another's way.
     env = os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     self.process = subprocess.Popen(
-      [sys.executable, "-m", "mlit_jax.data.worker"],
+      [sys.executable, "-m", "mlit_jax.data.worker", str(os.getpid())],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       env=env,
@@ -95,7 +97,9 @@ class _Worker:
 
 
 def main() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+  lifeline.end_with(int(sys.argv[1]))
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)  # Ctrl-C and SLURM reach the parent too, which ends us
   source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
   os.dup2(2, 1)  # what a library prints must not stand among the answers
   with contextlib.suppress(EOFError, BrokenPipeError):

@@ -1,7 +1,9 @@
 import dataclasses
+import fcntl
 import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -101,6 +103,42 @@ def test_built_once_and_read_after(files, tokenizer, tmp_path, monkeypatch):
   assert_same(built(files, recipe, tmp_path / "c"), first)
   with pytest.raises(TypeError):
     built(files, recipe_of(tokenizer, max_length=511), tmp_path / "c")
+
+
+def test_the_lock_of_who_was_killed_after_building_goes(files, tokenizer, tmp_path):
+  recipe = recipe_of(tokenizer)
+  built(files, recipe, tmp_path / "c")
+  (place,) = (tmp_path / "c").iterdir()
+  lock = place.with_name(f".{place.name}.lock")
+  lock.touch()
+  with open(lock) as held:  # by one that builds another format, or that was a moment late
+    fcntl.flock(held, fcntl.LOCK_EX)
+    built(files, recipe, tmp_path / "c")
+    assert lock.exists()
+  built(files, recipe, tmp_path / "c")
+  assert [p.name for p in (tmp_path / "c").iterdir()] == [place.name]
+
+
+@pytest.mark.parametrize("kind", ["bit", "cut", "empty", "missing"])
+def test_a_damaged_cache_is_built_again(files, tokenizer, tmp_path, kind):
+  first = built(files, recipe_of(tokenizer), tmp_path / "c")
+  (place,) = (tmp_path / "c").iterdir()
+  rng, before = random.Random(kind), {p.name: p.read_bytes() for p in place.iterdir()}
+  for name in sorted(before):
+    path, data = place / name, bytearray(before[name])
+    if kind == "missing":
+      path.unlink()
+    elif kind == "bit":
+      data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+      path.write_bytes(data)
+    else:
+      path.write_bytes(data[: rng.randrange(len(data))] if kind == "cut" else b"")
+    said = []
+    found = built(files, recipe_of(tokenizer), tmp_path / "c", damaged=said.append)
+    assert len(said) == 1 and "built again" in said[0] and str(place) in said[0], (name, said)
+    assert [p.name for p in (tmp_path / "c").iterdir()] == [place.name]
+    assert {p.name: p.read_bytes() for p in place.iterdir()} == before
+    assert_same(found, first)
 
 
 def test_workers_give_what_one_process_gives(files, tokenizer, tmp_path, monkeypatch):

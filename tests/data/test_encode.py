@@ -127,6 +127,29 @@ def test_drop_counts_what_it_drops(tokenizer):
   assert not encoded.truncated.any()
 
 
+def talk_of(turns: int):
+  """That many turns of one conversation, an answer at the end."""
+  return talk("fi", *(f"vuoro {i}" for i in range(turns)))
+
+
+@pytest.mark.parametrize("over_long", ["drop", "truncate_prompt", "truncate_answer"])
+def test_a_row_of_too_many_turns_is_dropped(tokenizer, over_long):
+  most = encode.MOST_TURNS
+  rows = [talk_of(most + 2), talk_of(most), ROWS[0]]
+  encoded = encode_conversations(rows, tokenizer, max_length=10**6, over_long=over_long)
+  assert encoded.dropped == {"fi": {"over_long": 1}}
+  assert ids_of(encoded) == [c.example_id for c in rows[1:]]
+  answers = most // 2
+  assert encoded.trained_counts[0] >= 2 * answers  # each with its end token
+
+
+def test_a_row_of_too_many_turns_can_be_refused(tokenizer):
+  row = talk_of(encode.MOST_TURNS + 2)
+  with pytest.raises(UserError) as e:
+    encode_conversations([row], tokenizer, max_length=10**6, over_long="error")
+  assert row.place in str(e.value) and "1,002 turns; 1,000 is the most" in str(e.value)
+
+
 def test_truncate_answer_cuts_the_end_and_drops_what_has_no_answer_left(tokenizer):
   rows = [
     talk("en", "Short?", "Yes."),
