@@ -62,6 +62,8 @@ def run(root: Path, step: str, out: Path, dtype: str, compare: bool) -> None:
   save.check_free(out)
   # A name that says so, until it is compared: also a process killed meanwhile leaves no other.
   written = out.with_name(f"{out.name}.unverified") if compare else out
+  if compare and save.remove_folder(written):
+    terminal.line(f"{written}, of an export that did not come to its end, is written anew")
   with terminal.transfer("export") as progress:
     save.save_folder(
       model.params,

@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import pathlib
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 # The format's own limit; a longer "header" means that the file is something else.
 MAX_HEADER_BYTES = 100_000_000
+MOST_AXES = 16  # of a tensor; numpy knows 64
+_PLAIN_NAME = re.compile(r"[^/\\\0.][^/\\\0]{0,239}\.safetensors")
 
 # Names in headers, and what numpy calls them.
 DTYPES = {
@@ -145,6 +148,15 @@ def _start(array: np.ndarray) -> int:
 def read_header(path) -> str:
   """The header's JSON text, after checking that it accounts for every byte of the file."""
   path = pathlib.Path(path)
+  if not path.is_file():
+    raise UserError(f"{path}: not a file. Fetch the folder again.")
+  try:
+    return _read_header(path)
+  except OSError as e:
+    raise UserError(f"{path}: cannot be read ({e.strerror or e}).") from e
+
+
+def _read_header(path: pathlib.Path) -> str:
   size = path.stat().st_size
   with path.open("rb") as f:
     first = f.read(8)
@@ -187,8 +199,8 @@ def parse_header(text: str, file) -> list[Tensor]:
   name = pathlib.Path(file).name
   try:
     header = json.loads(text, object_pairs_hook=_unique_keys)
-  except ValueError as e:
-    raise UserError(f"{file}: not a safetensors file (header: {e}).") from e
+  except (ValueError, RecursionError) as e:
+    raise UserError(f"{file}: not a safetensors file (header: {few([e])}).") from e
   if not isinstance(header, dict):
     raise UserError(f"{file}: not a safetensors file (its header is not an object).")
   tensors = [
@@ -264,18 +276,23 @@ def sync_folder(path) -> None:
 
 def _read_sharded(folder: pathlib.Path) -> Layout:
   path = folder / INDEX_FILE
-  index = path.read_text(encoding="utf-8")
   try:
+    if path.stat().st_size > MAX_HEADER_BYTES:
+      raise ValueError(f"it is longer than {MAX_HEADER_BYTES:,} bytes")
+    index = path.read_text(encoding="utf-8")
     weight_map = json.loads(index)["weight_map"]
     files = sorted(set(weight_map.values()))
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
     raise UserError(
       f"{path}: not an index of shards (no readable weight_map). Fetch it again."
     ) from e
   for file in files:
-    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-      raise UserError(f"{path}: shard {file!r} is not a plain file name.")
-  missing = [file for file in files if not (folder / file).exists()]
+    if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
+      raise UserError(
+        f"{path}: shard {few([repr(file)])} is not the plain name of a file here, as model-00001-of-00002.safetensors "
+        "is. Fetch the index again."
+      )
+  missing = [file for file in files if not (folder / file).is_file()]
   if missing:
     raise UserError(
       f"{path}: {len(missing)} of {len(files)} shards are missing: {few(missing)}. Fetch them into "
@@ -310,19 +327,22 @@ def _refuse_other_formats(folder: pathlib.Path):
 
 
 def _tensor(key: str, entry, name: str, file) -> Tensor:
+  shown = few([key])
   try:
     code, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     numbers = [*shape, start, end]
-  except (TypeError, KeyError, ValueError) as e:
-    raise UserError(f"{file}: tensor {key}: unreadable header entry {entry!r}.") from e
-  if not all(type(n) is int and n >= 0 for n in numbers):
-    raise UserError(f"{file}: tensor {key}: unreadable header entry {entry!r}.")
-  if code not in DTYPES:
-    raise UserError(f"{file}: tensor {key}: unknown dtype {code!r}; known are {', '.join(DTYPES)}.")
+  except (TypeError, KeyError, ValueError):
+    numbers = [None]
+  if len(numbers) > MOST_AXES + 2 or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+    raise UserError(f"{file}: tensor {shown}: unreadable header entry {few([repr(entry)])}.")
+  if not isinstance(code, str) or code not in DTYPES:
+    raise UserError(
+      f"{file}: tensor {shown}: unknown dtype {few([repr(code)])}; known are {', '.join(DTYPES)}."
+    )
   size = math.prod(shape) * DTYPES[code].itemsize
   if end - start != size:
     raise UserError(
-      f"{file}: tensor {key}: {code} of shape {shape} takes {size:,} bytes, the header gives it "
+      f"{file}: tensor {shown}: {code} of shape {shape} takes {size:,} bytes, the header gives it "
       f"{end - start:,}. The header is damaged; fetch the file again."
     )
   return Tensor(key, name, DTYPES[code].name, tuple(shape), start, end)
@@ -345,13 +365,16 @@ def _numpy_dtype(name: str) -> np.dtype:
 
 
 def _unique_keys(pairs):
-  keys = [key for key, _ in pairs]
-  if len(set(keys)) < len(keys):
-    raise ValueError(f"{next(k for k in keys if keys.count(k) > 1)!r} stands in it twice")
-  return dict(pairs)
+  found = {}
+  for key, value in pairs:
+    if key in found:
+      raise ValueError(f"{key!r} stands in it twice")
+    found[key] = value
+  return found
 
 
 def few(items, limit: int = 4) -> str:
-  """The first items, and how many more."""
-  shown = ", ".join(map(str, items[:limit]))
+  """The first items, each shortened, and how many more."""
+  texts = map(str, items[:limit])
+  shown = ", ".join(text if len(text) <= 200 else f"{text[:200]}..." for text in texts)
   return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

@@ -8,10 +8,12 @@ from concurrent import futures
 import jax.numpy as jnp
 import numpy as np
 
+from mlit_jax import checksums
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.weights import hf_files, names, table, transfer
 from mlit_jax.weights.hf_files import few
+from mlit_jax.weights.writer import on_first
 
 # float64 would not survive a float32 parameter; the rest are quantised weights.
 READABLE = ("float32", "bfloat16", "float16")
@@ -29,9 +31,11 @@ def load_params(
   """Parameters of the model in `folder`; each process reads the slices that its devices hold.
 
   Without `shardings` they lie on the default device. `progress` is told (bytes of the files read, of
-  how many that this process reads).
+  how many that this process reads). Where the folder has SHA256SUMS, its shards must be what they say.
   """
   layout = check_names(folder, cfg)
+  damaged = UserError(f"{folder}: damaged; the first process's message says what.")
+  on_first(lambda: checksums.check(pathlib.Path(folder), only="*.safetensors"), damaged)
   arrays = hf_files.map_tensors(folder, layout)
   prefix = names.prefix_of(cfg, arrays)
   _check_tied_head(folder, cfg, arrays, prefix)

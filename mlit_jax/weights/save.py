@@ -4,10 +4,12 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mlit_jax import checksums
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig, text_config
 from mlit_jax.weights import hf_files, names, table, transfer
@@ -50,6 +52,7 @@ def save_folder(
   def complete(folder):
     _write_files(folder, files, layout)
     _verify(folder, files, layout)
+    checksums.write(folder)
 
   with FolderWriter(out, total) as writer:
     for file, header in layout.headers.items():
@@ -74,6 +77,22 @@ def check_free(out) -> None:
   """Refuses a folder that holds something; under several processes all must call this."""
   out = pathlib.Path(out).resolve()
   on_first(lambda: check_new(out), not_written(out))
+
+
+def remove_folder(folder) -> bool:
+  """Whether there was one; under several processes all must call this, and the first says so."""
+  folder = pathlib.Path(folder).resolve()
+
+  def remove():
+    if not folder.is_dir():
+      return False
+    try:
+      shutil.rmtree(folder)
+    except OSError as e:
+      raise UserError(f"{folder}: cannot be removed: {e}.") from e
+    return True
+
+  return bool(on_first(remove, not_written(folder)))
 
 
 def rename_folder(folder, out) -> None:

@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 
+from mlit_jax import checksums, partial
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import from_hf
 from mlit_jax.weights import hf_files, names
@@ -63,6 +64,7 @@ class ModelSource:
 def read_source(path) -> ModelSource:
   """The source at a local folder, or at a hub id ("owner/name" or "owner/name@revision")."""
   folder = model_folder(path)
+  checksums.check(folder, but="*.safetensors")  # those when they are read: load_params
   config = read_config(folder / "config.json")
   layout = hf_files.read_layout(folder)
   carried = _carried_names(config, layout)
@@ -90,7 +92,7 @@ def read_config(path: pathlib.Path) -> dict:
     raise UserError(
       f"{path}: not found; a model folder holds config.json beside its weights."
     ) from e
-  except ValueError as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise UserError(f"{path}: not readable as JSON: {e}.") from e
   if not isinstance(config, dict):
     raise UserError(f"{path}: an object is expected, not {type(config).__name__}.")
@@ -126,7 +128,8 @@ def save_source_copy(source: ModelSource, workdir) -> pathlib.Path:
         f"Name another workdir, or the model this one began with ({source.folder} was given)."
       )
     return target
-  temporary = target.with_name(f".{BASE}.partial-{os.getpid()}")
+  partial.remove_dead(target.parent, target.name, all_hosts=True)  # the workdir is ours
+  temporary = partial.beside(target)
   try:
     temporary.mkdir(parents=True)
     layout = {"headers": dict(source.layout.headers), "index": source.layout.index}
@@ -135,6 +138,7 @@ def save_source_copy(source: ModelSource, workdir) -> pathlib.Path:
       (temporary / name).write_bytes(content)
     if source.carried:
       _write_carried(temporary / CARRIED_FILE, source.carried)
+    checksums.write(temporary)
     os.rename(temporary, target)
   except OSError as e:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -145,6 +149,7 @@ def save_source_copy(source: ModelSource, workdir) -> pathlib.Path:
 def load_source_copy(workdir) -> ModelSource:
   """The source as save_source_copy kept it; its folder holds no weights but the carried ones."""
   folder = pathlib.Path(workdir) / BASE
+  checksums.check(folder, may_change=())
   try:
     kept = json.loads((folder / TENSORS_FILE).read_bytes())
     layout = hf_files.Layout(kept["headers"], kept["index"])
@@ -153,7 +158,7 @@ def load_source_copy(workdir) -> ModelSource:
       f"{folder / TENSORS_FILE}: not found, so {workdir} is not the workdir of a run that began with a "
       "Hugging Face model."
     ) from e
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
     raise UserError(
       f"{folder / TENSORS_FILE}: damaged ({e}). Restore {folder} from a backup."
     ) from e
@@ -197,7 +202,21 @@ def _read_carried(folder: pathlib.Path, layout, wanted: list[str]) -> dict[str, 
 
 def _read_kept_files(folder: pathlib.Path) -> dict[str, bytes]:
   paths = {p for pattern in KEPT_FILES for p in folder.glob(pattern) if p.is_file()}
+  for path in sorted(paths):
+    _check_stays_inside(folder, path)
   return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(paths)}
+
+
+def _check_stays_inside(folder: pathlib.Path, path: pathlib.Path) -> None:
+  """Exports carry these files: a link of a folder from elsewhere could put one's own files into them."""
+  root, target = folder.resolve(), path.resolve()
+  # The hub's cache has its files under blobs/, and links to them.
+  blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+  if not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+    raise UserError(
+      f"{path}: is a link to {target}, outside of the model's folder, and would be copied into every export. "
+      "Put the file itself in its place."
+    )
 
 
 def _download(path: str, wanted: list[str]) -> pathlib.Path:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mlit_jax import partial
 from mlit_jax.errors import UserError
 from mlit_jax.weights import hf_files
 
@@ -106,7 +107,8 @@ class FolderWriter:
         f"{self.out}: the export takes {self.num_bytes:,} bytes, {free:,} are free there. Make room, or "
         "name a folder elsewhere."
       )
-    folder = self.out.parent / f".{self.out.name}.partial-{os.getpid()}"
+    partial.remove_dead(self.out.parent, self.out.name)  # a model's size each
+    folder = partial.beside(self.out)
     folder.mkdir()
     self.folder = folder
 

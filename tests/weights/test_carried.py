@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 import safetensors.torch
 import torch
 
-from mlit_jax import checks, export, train
+from mlit_jax import checks, checksums, export, train
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import from_hf
 from mlit_jax.weights import hf_files, load, names, save, source, table
@@ -98,6 +98,9 @@ def test_a_workdir_keeps_what_an_export_needs_when_the_source_is_gone(tmp_path):
   assert copy.stat().st_size < 1.5 * sum(a.nbytes for a in kept.carried.values())
   whole = copy.read_bytes()
   safetensors.torch.save_file({"vision_tower.x": torch.zeros(2)}, copy)
+  with pytest.raises(UserError, match="is not the file that was written"):
+    source.load_source_copy(tmp_path / "run")
+  (tmp_path / "run" / "base" / checksums.NAME).unlink()  # a workdir of before there were digests
   with pytest.raises(UserError, match="other tensors"):
     source.load_source_copy(tmp_path / "run")
   copy.write_bytes(whole[:-8])
