@@ -1,4 +1,4 @@
-"""Processes, JAX settings, signals, the workdir's lock, and exit codes."""
+"""Processes, JAX settings, the workdir's lock, and exit codes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
+import re
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -20,15 +19,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-from mlit_jax.errors import UserError
+from mlit_jax import partial, peers
+from mlit_jax.errors import MachineFault, NotSaved, UserError
+from mlit_jax.redaction import redact
 
 EXIT_USER, EXIT_FAULT, EXIT_STOPPED = 2, 1, 75
 RENDEZVOUS_SECONDS = 1800  # until all processes are there: hosts of a pod may boot minutes apart
 LONGEST_WAIT_MS = 24 * 3600 * 1000  # for processes that are alive but not ready to begin
-SAME_SIGNAL_SECONDS = (
-  1.0  # SLURM signals every process of a job, and a sweep passes its own signal on
-)
 MESSAGE_BYTES = 2048  # of an error that processes tell one another
+PEER_SECONDS = 100  # until a process that shows no sign of life is given up
+SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar has hidden
+# What the libraries say when another process is gone.
+LOST = re.compile(
+  r"gloo|nccl|connection (reset|closed|refused)|socket closed|coordination|heartbeat|UNAVAILABLE"
+  r"|DEADLINE_EXCEEDED|barrier",
+  re.IGNORECASE,
+)
 
 
 class Stopped(Exception):
@@ -36,31 +42,77 @@ class Stopped(Exception):
 
 
 def run_main(main: Callable[[], None], *, debug: bool = False) -> int:
-  """Run an entry point and turn its end into the exit codes of INTERFACE: 0, 2, 1, 75."""
+  """Run an entry point and turn its end into the exit codes of INTERFACE: 0, 2, 1, 75.
+
+  One of several processes that fails does not return: it tells the others, which end too, and is gone.
+  """
   try:
     main()
     return 0
-  except UserError as e:
-    if debug:
-      traceback.print_exc()
-    print(f"error: {e}", file=sys.stderr)
-    return EXIT_USER
   except Stopped as e:
     print(e, file=sys.stderr)
     return EXIT_STOPPED
-  except BrokenPipeError:  # `mlit ... | head`
+  except BrokenPipeError as e:  # `mlit ... | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if peers.are_there():  # the others would wait for us, and have nobody to tell
+      peers.leave(*_report(e, debug))
     return 0
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     return 130
-  except Exception:
-    traceback.print_exc()
-    return EXIT_FAULT
+  except Exception as e:
+    code, reason = _report(e, debug)
+    if peers.are_there():
+      peers.leave(code, reason)
+    return code
 
 
-def start(*, rendezvous_seconds: int = RENDEZVOUS_SECONDS) -> None:
+@contextlib.contextmanager
+def fail_fast():
+  """End at once on a fault that one of several processes has: on the way out, others would be waited for."""
+  try:
+    yield
+  except (UserError, NotSaved, MachineFault, Stopped):
+    raise
+  except Exception as e:
+    if not peers.are_there():
+      raise
+    peers.leave(*_report(e, debug=False))
+
+
+def _report(error: Exception, debug: bool) -> tuple[int, str]:
+  """Print what went wrong: (exit code, what the other processes are told)."""
+  if isinstance(error, (UserError, NotSaved, MachineFault)):
+    if debug:
+      _print_traceback(error)
+    print(f"error: {error}", file=sys.stderr)
+    code = EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
+    return code, f"cannot go on: {error}"
+  text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
+  if peers.are_there() and LOST.search(text):
+    # In which the watchdog ends us, if another has told why it left.
+    time.sleep(2 * peers.GRACE_SECONDS)
+    print(
+      f"error: process {jax.process_index()} has lost another process, which is gone or cannot be reached; run again "
+      f"to go on ({text[:300]})",
+      file=sys.stderr,
+    )
+  else:
+    _print_traceback(error)
+  return EXIT_FAULT, f"has failed: {text}"
+
+
+def _print_traceback(error: Exception) -> None:
+  """What libraries raise may quote the address, the header or the key they were given."""
+  print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+
+
+def start(
+  *, rendezvous_seconds: int = RENDEZVOUS_SECONDS, peer_seconds: float = PEER_SECONDS
+) -> None:
   """JAX settings of every command, and jax.distributed where the environment describes a cluster.
+
+  peer_seconds: JAX itself ends the process when another was silent for a little longer, or with 0 for 100 s.
 
   A cluster is described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by
   MLIT_DISTRIBUTED=auto under SLURM, GKE and TPU VMs, where JAX finds out by itself.
@@ -69,20 +121,32 @@ def start(*, rendezvous_seconds: int = RENDEZVOUS_SECONDS) -> None:
   cache = os.environ.get("MLIT_COMPILATION_CACHE", os.path.expanduser("~/.cache/mlit_jax/xla"))
   if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # The small programs too: there are dozens, and together they are a third of a warm start.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  timeouts = {
+    "initialization_timeout": rendezvous_seconds,
+    # Later than the watchdog, which says more; JAX's own end is an abort with a page of text.
+    "heartbeat_timeout_seconds": round(peer_seconds * 1.5 + 10 if peer_seconds else PEER_SECONDS),
+  }
   if os.environ.get("JAX_COORDINATOR_ADDRESS"):
     jax.distributed.initialize(
       os.environ["JAX_COORDINATOR_ADDRESS"],
       int(_needed("JAX_NUM_PROCESSES")),
       int(_needed("JAX_PROCESS_ID")),
-      initialization_timeout=rendezvous_seconds,
+      **timeouts,
     )
   elif os.environ.get("MLIT_DISTRIBUTED", "") not in ("", "auto"):
     raise UserError(
       f"MLIT_DISTRIBUTED is {os.environ['MLIT_DISTRIBUTED']!r}; set it to auto or not at all"
     )
   elif os.environ.get("MLIT_DISTRIBUTED"):
-    jax.distributed.initialize(initialization_timeout=rendezvous_seconds)
+    jax.distributed.initialize(**timeouts)
+
+
+def say_now(text: str) -> None:
+  """To standard error, past Python's buffers and locks: this may be within any other call."""
+  with contextlib.suppress(OSError):
+    os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + text.encode() + b"\n")
 
 
 def is_main() -> bool:
@@ -90,11 +154,11 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
-def main_says(answer: bool) -> bool:
+def main_says(answer: bool | int) -> bool | int:
   """The first process's answer, on all of them: what depends on files may look different elsewhere."""
   if jax.process_count() == 1:
     return answer
-  return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+  return type(answer)(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
 def check_same(what: str, text: str) -> None:
@@ -176,57 +240,18 @@ def locked(workdir: Path, *, exclusive: bool = True):
     file.truncate()
     file.write(str(os.getpid()))
     file.flush()
+    partial.remove_dead_below(workdir)
     yield
-
-
-class StopSignal:
-  """Set by SIGTERM, SIGINT or SIGUSR1; a second signal, a second later or more, ends the process at once.
-
-  Among several processes SIGTERM belongs to JAX, which lets all agree on one step; the other two are
-  passed on as SIGTERM.
-  """
-
-  def __init__(self):
-    self.name, self.since = "", 0.0
-
-  def __enter__(self):
-    alone = jax.process_count() == 1
-    ours = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    self.before = {s: signal.signal(s, self._handle) for s in (ours if alone else ours[1:])}
-    self.alone = alone
-    return self
-
-  def __exit__(self, *_):
-    for s, handler in self.before.items():
-      signal.signal(s, handler)
-
-  def _handle(self, number, _frame):
-    if self.name:
-      if time.monotonic() - self.since < SAME_SIGNAL_SECONDS:
-        return
-      os._exit(128 + number)
-    self.name, self.since = signal.Signals(number).name, time.monotonic()
-    if not self.alone:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  def agreed(self, step: int) -> bool:
-    """Whether to stop at this step; all processes get the same answer."""
-    if self.alone:
-      return bool(self.name)
-    return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
   """Write a file so that a reader sees the old content or the new one, never a part."""
   data = content.encode("utf-8") if isinstance(content, str) else content
   path.parent.mkdir(parents=True, exist_ok=True)
-  fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+  temporary = partial.beside(path)
   try:
-    with os.fdopen(fd, "wb") as file:
+    with open(temporary, "xb") as file:
       file.write(data)
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
     os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(OSError):

@@ -64,11 +64,28 @@ def stub(folder, name, text):
   path.chmod(0o755)
 
 
-@pytest.mark.parametrize("code, queued", [(0, False), (2, False), (1, False), (75, True)])
-def test_slurm_puts_the_job_back_only_where_it_can_go_on(tmp_path, code, queued):
+@pytest.mark.parametrize(
+  "code, restarts, queued",
+  [
+    (0, "", False),
+    (2, "", False),
+    (1, "", True),
+    (134, "9", True),
+    (1, "10", False),
+    (75, "10", True),
+  ],
+)
+def test_slurm_puts_the_job_back_only_where_it_can_go_on(tmp_path, code, restarts, queued):
   stub(tmp_path, "srun", f'echo "$@" > {tmp_path}/asked; exit {code}')
   stub(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/queued')
-  process = start("slurm.sbatch", "--config", "a b.py", path=str(tmp_path), SLURM_JOB_ID="7")
+  process = start(
+    "slurm.sbatch",
+    "--config",
+    "a b.py",
+    path=str(tmp_path),
+    SLURM_JOB_ID="7",
+    SLURM_RESTART_COUNT=restarts,
+  )
   process.communicate(timeout=30)
   assert process.returncode == code
   asked = (tmp_path / "asked").read_text()

@@ -10,7 +10,7 @@ from tests import commands
 
 RUN = """
 import os, signal, sys, time
-from mlit_jax.runtime import StopSignal
+from mlit_jax.signals import StopSignal
 
 with StopSignal() as stop:
   os.kill(os.getpid(), signal.SIGTERM)
