@@ -79,6 +79,8 @@ def get_config():
   o.b2 = 0.999
   o.eps = 1e-8
   o.gradient_clip_norm = 1.0  # global norm; 0 clips nothing
+  o.nonfinite = "stop"  # a loss or gradient that is no number: stop, or skip: leave that step out
+  o.max_skipped = 10  # steps that "skip" may leave out in a run; one more ends it
   o.z_loss = 0.0  # e.g. 1e-4: this times log(sum of exp of logits)^2 joins the loss of a token
 
   c.eval = e = ConfigDict(convert_dict=False, type_safe=False)  # suites may be a list
@@ -104,6 +106,12 @@ def get_config():
   c.profile = p = ConfigDict(convert_dict=False)
   p.steps = ""  # "10:13": a trace of the steps 10, 11 and 12 in <workdir>/profile, for TensorBoard
 
+  # What ends a run that no longer gets on, with the stacks of all threads: docs/interruptions.md. 0: never.
+  c.watchdog = w = ConfigDict(convert_dict=False)
+  w.step_seconds = 1800.0  # for a step, waiting for its data included; from the second step on
+  w.other_seconds = 7200.0  # between two signs of life of all else: start, evaluation, save
+  w.peer_seconds = 100.0  # without a sign of life of another process of the run
+
   c.mesh = s = ConfigDict(convert_dict=False)
   s.data = 1  # replicas
   s.fsdp = -1  # parameters and batch are split so many times; -1: all devices that are left
@@ -115,6 +123,10 @@ def get_config():
   g.every_steps = 10
   g.trackers = ()  # besides TensorBoard: "wandb", "trackio"
   g.batches = False  # a line for each row of each step: its examples, and a digest of what was fed
+  g.spikes = 8.0  # how far above the usual a loss or gradient norm is reported; 0: never
   g.peak_tflops = 0.0  # of one device in m.dtype, for train/mfu; 0: known devices only
+
+  c.debug = x = ConfigDict(convert_dict=False)
+  x.recheck_every = 0  # every so many steps one is computed twice and compared; 0: never
 
   return c.lock()

@@ -15,6 +15,7 @@ VERBS = (
   "report",
   "plan",
   "sweep",
+  "checkpoints",
   "doctor",
 )
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mlit_jax import checks
+from mlit_jax import checks, checksums
 from mlit_jax import mesh as meshes
 from mlit_jax.config import nested
 from mlit_jax.data.cache import open_cache
@@ -75,9 +75,11 @@ def open_model(spec: str, mesh: Mesh, terminal: Terminal) -> Opened:
 def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
   """A step of a run; everything comes from the workdir, the base model is not needed."""
   config = read_run_config(root)
+  for name in ("base", "tokenizer"):
+    checksums.check(root / name, may_change=())
   hf = _read_json(root / "base" / "config.json")
   cfg = from_hf(hf)
-  number = resolve_step(root / "checkpoints", step, lower_is_better=_lower_is_better(config))
+  number = resolve_step(root / "checkpoints", step, lower_is_better=lower_is_better(config))
   shardings = meshes.param_shardings(decoder.param_specs(cfg), mesh)
   with Checkpoints(root / "checkpoints", read_only=True) as checkpoints:
     shapes = decoder.param_shapes(cfg, config["model"].get("param_dtype", "float32"))
@@ -106,7 +108,7 @@ def open_workdir(root: Path, step: str, mesh: Mesh) -> Opened:
 
 def read_run_config(root: Path) -> dict:
   """The nested config of a run."""
-  config = _read_json(root / "config.json")
+  config = _read_json(root / "config.json", sealed=True)
   if "config" not in config:
     raise UserError(f"{root}/config.json is of something else; is {root} the workdir of a run?")
   return config["config"]
@@ -175,6 +177,7 @@ def open_data(
       num_workers=c.data.workers,
       progress=lambda part: progress({lang: sum(n.values()) for lang, n in part.rows_read.items()}),
       waiting=lambda: terminal.line("another process builds the token cache; waiting for it"),
+      damaged=terminal.warning,
     )
   usable = {encoded.languages[i] for i in np.unique(encoded.language)}
   empty = set(named_languages(c.data.train)) - usable
@@ -249,7 +252,7 @@ def rows_to_compare(
       continue  # rows may have moved since the run; the fixed text stands in, and we say so
     for c in rows.conversations:
       found.setdefault(c.lang, c)
-  languages = list(_read_json(root / "data_plan.json")["languages"])
+  languages = list(_read_json(root / "data_plan.json", sealed=True)["languages"])
   languages += [lang for lang in found if lang not in languages]
   hf = json.loads(model.files["config.json"])
   positions = text_config(hf).get("max_position_embeddings")
@@ -276,17 +279,18 @@ def named_languages(files) -> list[str]:
   return [normalise_tag(tag) for tag in files] if isinstance(files, Mapping) else []
 
 
-def _lower_is_better(config: dict) -> bool:
+def lower_is_better(config: dict) -> bool:
+  """Whether `best` of a run is the smallest value of its metric."""
   default = "loss" if config["eval"]["sets"] else "accuracy"  # of suites, more is better
   return prefers_lower(config["checkpoint"]["best"] or default)
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path, *, sealed: bool = False) -> dict:
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return checksums.read_sealed(path) if sealed else json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(
       f"{path} is missing; is {path.parent} the workdir of a run that has begun?"
     ) from None
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise UserError(f"{path} is damaged: {e}") from e

@@ -16,7 +16,7 @@ from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.training.checkpoint import abstract_like
 from mlit_jax.training.optimizer import Optimizer, OptimizerConfig, make_optimizer
-from mlit_jax.training.step import State, make_train_step, state_shardings
+from mlit_jax.training.step import State, make_row_losses, make_train_step, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Stepping:
   shardings: State
   optimizer: Optimizer
   train_step: Callable  # jitted (State, Batch) -> (State, StepMetrics)
+  row_losses: Callable  # jitted (params, Batch) -> (nll_B, trained_B)
   param_dtype: jnp.dtype
 
   def first_state(self, params: dict) -> State:
@@ -69,10 +70,14 @@ def make_stepping(
     optimizer, param_shardings, decoder.param_shapes(cfg, param_dtype), mesh
   )
   attention = Choice.on(mesh, c.model.attention, max_segments)
-  train_step = make_train_step(
-    lambda params, *arrays: decoder.hidden(
+
+  def forward(params, *arrays):
+    return decoder.hidden(
       params, cfg, *arrays, dtype=dtype, remat=c.model.remat, attention=attention
-    ),
+    )
+
+  train_step = make_train_step(
+    forward,
     optimizer,
     shardings,
     mesh,
@@ -85,7 +90,14 @@ def make_stepping(
     loss_chunk=c.model.loss_chunk,
     z_loss=c.optimizer.z_loss,
   )
-  return Stepping(cfg, specs, shardings, optimizer, train_step, param_dtype)
+  row_losses = make_row_losses(
+    forward,
+    param_shardings,
+    mesh,
+    microbatches=c.batch.microbatches,
+    loss_chunk=c.model.loss_chunk,
+  )
+  return Stepping(cfg, specs, shardings, optimizer, train_step, row_losses, param_dtype)
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:

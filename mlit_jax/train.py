@@ -4,7 +4,7 @@
   python -m mlit_jax.train --config configs/quickstart.py --config.optimizer.learning_rate=1e-3
 
 The same command again goes on where the run stopped. Exit codes: 0 done, 2 something to mend (one message),
-75 stopped by a signal after saving, 1 a fault of ours.
+75 stopped by a signal, run again to go on, 1 a fault of ours or of the machine, or the run no longer got on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import mlit_jax
-from mlit_jax import checks, runtime
+from mlit_jax import checks, peers, runtime, signals
 from mlit_jax import mesh as meshes
 from mlit_jax.config import load_config, nested
 from mlit_jax.data.figures import measure
@@ -27,6 +27,7 @@ from mlit_jax.opening import open_rows, open_tokenizer
 from mlit_jax.preflight import preflight
 from mlit_jax.training import card, console, workdir
 from mlit_jax.training.clock import Clock
+from mlit_jax.watchdog import Limits, Watchdog
 from mlit_jax.weights import load, source
 
 
@@ -47,9 +48,20 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   if folder:
     c.workdir = folder
   checks.check_config(c)
-  runtime.start()
-  terminal = console.Terminal(shown=runtime.is_main())
-  clock = Clock(mlit_jax.STARTED)
+  with signals.StopSignal() as stop:
+    stop.early = True  # until the first step is done
+    runtime.start(peer_seconds=c.watchdog.peer_seconds)
+    stop.join()
+    limits = Limits(c.watchdog.step_seconds, c.watchdog.other_seconds, c.watchdog.peer_seconds)
+    channel = peers.open_channel()
+    with Watchdog(limits, Path(c.workdir), channel=channel) as watchdog, runtime.fail_fast():
+      build_and_run(c, stop, watchdog)
+
+
+def build_and_run(c, stop: signals.StopSignal, watchdog: Watchdog) -> None:
+  """The run, once its processes have met."""
+  terminal = console.Terminal(shown=runtime.is_main(), beat=watchdog.beat)
+  clock = Clock(mlit_jax.STARTED, tell=watchdog.beat)
   found, warnings = preflight()
   terminal.line(found)
   for line in warnings:
@@ -58,7 +70,7 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   with contextlib.ExitStack() as stack:
     with runtime.together():
       stack.enter_context(runtime.locked(root, exclusive=runtime.is_main()))
-      base, job = prepare(c, root, terminal, clock)
+      base, job = prepare(c, root, terminal, clock, stop, watchdog)
     runtime.check_same("config", json.dumps(nested(c), sort_keys=True))
     runtime.check_same("the plan of their data", job.plan.hash)
     # All is checked that can be: from here on, files are written.
@@ -90,7 +102,9 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
     job.run(base)
 
 
-def prepare(c, root: Path, terminal, clock: Clock) -> tuple[source.ModelSource | None, Job]:
+def prepare(
+  c, root: Path, terminal, clock: Clock, stop, watchdog
+) -> tuple[source.ModelSource | None, Job]:
   """The base model's files and the job, with everything checked that can be before a file is written."""
   workdir.check_free(root, c)
   base = source.read_source(c.model.path) if c.model.path else None
@@ -108,10 +122,9 @@ def prepare(c, root: Path, terminal, clock: Clock) -> tuple[source.ModelSource |
   mesh = meshes.make_mesh(**c.mesh)
   checks.check_mesh(c, cfg, mesh)
   checks.check_attention(c, cfg, mesh)
+  checks.check_recheck(c, mesh)
   workdir.check_plan(root, data.ledger)
-  job = Job(
-    c, root, cfg, mesh, tokenizer, encoded, plan, sets, data.suites, data.ledger, terminal, clock
-  )
+  job = Job(c, root, cfg, mesh, tokenizer, data, terminal, clock, stop, watchdog)
   return base, job
 
 

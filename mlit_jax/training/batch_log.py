@@ -19,6 +19,7 @@ import numpy as np
 
 from mlit_jax.batch import Batch
 from mlit_jax.training import workdir
+from mlit_jax.training.events import Lines
 
 FOLDER = "batches"
 
@@ -26,7 +27,13 @@ FOLDER = "batches"
 class BatchLog:
   """Lines of this process in a file of its own, on top of those before `first` that lie there."""
 
-  def __init__(self, root: Path, first: int, examples: Callable[[int], list[list[str]]]):
+  def __init__(
+    self,
+    root: Path,
+    first: int,
+    examples: Callable[[int], list[list[str]]],
+    warn: Callable[[str], None],
+  ):
     """`first`: steps done before. `examples`: step from 0 -> the places of the examples of each row."""
     self.folder, self.examples = root / FOLDER, examples
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +42,7 @@ class BatchLog:
     for path in sorted(self.folder.glob("*.jsonl")):
       if int(path.stem) % processes == mine:
         workdir.forget_lines(path, first)
-    self.path = self.folder / f"{mine}.jsonl"
+    self.lines = Lines(self.folder / f"{mine}.jsonl", warn)
 
   def note(self, step: int, batch: Batch) -> None:
     """The rows of step `step` (from 0) that lie on devices of this process, each on one of all."""
@@ -47,8 +54,7 @@ class BatchLog:
       )
       for row, digest in sorted(row_digests(batch).items())
     ]
-    with open(self.path, "a", encoding="utf-8") as file:
-      file.write("".join(line + "\n" for line in lines))
+    self.lines.append(lines)
 
 
 def row_digests(batch: Batch) -> dict[int, str]:

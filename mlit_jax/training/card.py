@@ -9,6 +9,7 @@ from rich.table import Table
 
 from mlit_jax import runtime
 from mlit_jax.metrics import MEAN, WORST
+from mlit_jax.redaction import redact
 
 METRIC_FORMAT = {
   "loss": ".3f",
@@ -109,14 +110,35 @@ def ledger_table(ledger: dict) -> Table:
   """Planned beside trained, as the device counted it."""
   ended = f", up to step {ledger['steps_done']}" if ledger["steps_done"] < ledger["steps"] else ""
   table = Table(title=f"ledger: planned{ended} / trained", title_justify="left")
-  for name in ("language", "examples", "tokens", "trained tokens", "repeats", "truncated"):
+  skipped = ("skipped",) if ledger.get("skipped_steps") else ()  # examples
+  for name in (
+    "language", "examples", "tokens", "trained tokens", *skipped, "repeats", "truncated"
+  ):  # fmt: skip
     table.add_column(name, justify="left" if name == "language" else "right")
   for lang, e in ledger["languages"].items():
     if e["examples"]:
       counts = ("examples", "tokens", "trained_tokens")
       pairs = [f"{e.get('due', e)[k]:,} / {e['trained'][k]:,}" for k in counts]
-      table.add_row(lang, *pairs, f"{e['repeats']:,}", f"{e['truncated']:,}")
+      left_out = [f"{e[name]['examples']:,}" for name in skipped]
+      table.add_row(lang, *pairs, *left_out, f"{e['repeats']:,}", f"{e['truncated']:,}")
   return table
+
+
+def skipped_line(ledger: dict) -> list[str]:
+  """Says what was shown but not learned from, if there is any."""
+  steps = ledger.get("skipped_steps", ())
+  if not steps:
+    return []
+  counts = ", ".join(
+    f"{lang} {e['skipped']['examples']:,}"
+    for lang, e in ledger["languages"].items()
+    if e["skipped"]["examples"]
+  )
+  which = ", ".join(map(str, steps[:10])) + (", ..." if len(steps) > 10 else "")
+  return [
+    f"skipped, as the loss or the gradient was not finite: {len(steps)} steps ({which}); examples shown and not "
+    f"learned from: {counts}"
+  ]
 
 
 def eval_line(step: int, total: int, name: str, by_lang: dict) -> str:
@@ -163,6 +185,7 @@ def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
       for lang, e in ledger["languages"].items()
       if e["examples"]
     ),
+    *(line for text in skipped_line(ledger) for line in ("", f"{text[0].upper()}{text[1:]}.")),
     "",
   ]
   for name in after:
@@ -172,7 +195,7 @@ def write_card(root: Path, c, ledger: dict, before: dict, after: dict) -> None:
       *_set_rows(before.get(name, {}), after[name]),
       "",
     ]
-  runtime.write_atomic(root / "README.md", "\n".join(lines))
+  runtime.write_atomic(root / "README.md", redact("\n".join(lines)))
 
 
 def _on_the_hub(path: str) -> bool:

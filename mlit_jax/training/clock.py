@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -29,8 +30,12 @@ class Clock:
   A kind within another takes its time from it. What no other claims is "starting" until `started`, then "other".
   """
 
-  def __init__(self, began: float | None = None):
-    """`began`, by time.perf_counter(): when the command did; the time since then is "starting"."""
+  def __init__(self, began: float | None = None, *, tell: Callable[[str], None] | None = None):
+    """`began`, by time.perf_counter(): when the command did; the time since then is "starting".
+
+    tell: is told the kind whenever another one begins.
+    """
+    self._tell = tell or (lambda kind: None)
     _listen()
     now = time.perf_counter()
     self.seconds = dict.fromkeys(KINDS, 0.0)
@@ -47,11 +52,13 @@ class Clock:
   def spent(self, kind: str):
     self._credit()
     self._open.append(kind)
+    self._tell(kind)
     try:
       yield
     finally:
       self._credit()
       self._open.pop()
+      self._tell(self._open[-1])
 
   def total(self) -> float:
     """All seconds so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -21,14 +21,20 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mlit_jax.redaction import redact
+
 # Between two lines about the same transfer where there is no terminal.
 LINE_SECONDS = 10.0
 
 
 class Terminal:
-  """Lines and one progress bar; silent on every process but the first."""
+  """Lines and one progress bar; silent on every process but the first. `beat` is called on all of them when
+  rows or bytes are done."""
 
-  def __init__(self, *, shown: bool = True, stderr: bool = False):
+  def __init__(
+    self, *, shown: bool = True, stderr: bool = False, beat: Callable[[], None] = lambda: None
+  ):
+    self.beat = beat
     stream = sys.stderr if stderr else sys.stdout
     self.console = Console(
       quiet=not shown,
@@ -39,10 +45,10 @@ class Terminal:
     )
 
   def line(self, text: str) -> None:
-    self.console.print(text, markup=False)
+    self.console.print(redact(text), markup=False)
 
   def warning(self, text: str) -> None:
-    self.console.print(Text.assemble(("warning: ", "bold yellow"), text))
+    self.console.print(Text.assemble(("warning: ", "bold yellow"), redact(text)))
 
   def table(self, table) -> None:
     self.console.print(table)
@@ -53,18 +59,18 @@ class Terminal:
 
   def rows(self, what: str):
     """A context that shows rows by language; call the result with {language: rows just done}."""
-    return _Rows(self.console, what)
+    return _Rows(self.console, what, self.beat)
 
   def transfer(self, what: str):
     """A context that shows bytes and bytes per second; call the result with (bytes done, of how many)."""
-    return _Transfer(self.console, what)
+    return _Transfer(self.console, what, self.beat)
 
 
 class _Rows:
   """Rows done and rows per second, in all and by language; how many there are is not known before."""
 
-  def __init__(self, console: Console, what: str):
-    self.console, self.what = console, what
+  def __init__(self, console: Console, what: str, beat: Callable[[], None]):
+    self.console, self.what, self.beat = console, what, beat
     self.by_language: dict[str, int] = {}
     self.progress = _progress(
       console,
@@ -84,6 +90,7 @@ class _Rows:
       self.console.print(self._text(), markup=False)
 
   def __call__(self, by_language: Mapping[str, int]) -> None:
+    self.beat()
     for lang, rows in by_language.items():
       self.by_language[lang] = self.by_language.get(lang, 0) + rows
     self.progress.update(self.task, description=self._text())
@@ -131,8 +138,8 @@ class _Bar:
 class _Transfer:
   """Shows nothing before the first call: what turns out to be read from elsewhere leaves no trace."""
 
-  def __init__(self, console: Console, what: str):
-    self.console, self.what = console, what
+  def __init__(self, console: Console, what: str, beat: Callable[[], None]):
+    self.console, self.what, self.beat = console, what, beat
     self.task, self.done = None, 0
     self.progress = _progress(
       console,
@@ -155,6 +162,7 @@ class _Transfer:
       self._line(f"{_size(self.done)} in {seconds:,.1f} s, {_size(self.done / seconds)}/s")
 
   def __call__(self, done: int, total: int) -> None:
+    self.beat()
     self.done = done
     if self.task is None:
       self.progress.start()

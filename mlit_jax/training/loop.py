@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch, check_batch
-from mlit_jax.errors import UserError
 from mlit_jax.routing import balance_loss
-from mlit_jax.runtime import Stopped, StopSignal
+from mlit_jax.runtime import Stopped
+from mlit_jax.signals import StopSignal
 from mlit_jax.training.clock import Clock
 from mlit_jax.training.console import Meter, Terminal
 from mlit_jax.training.profile import Profile
@@ -37,27 +37,42 @@ class Run:
   step_flops: Callable  # step -> float
   peak_flops: float | None
   evaluate: Callable  # (step, params) -> what "best" goes by: then the step is saved; or None
-  save: Callable  # (state, trained, metric) -> None
+  save: Callable  # (state, trained, metric) -> None: begins to
+  poll: Callable  # () -> None: says what became of a save, if that is known
+  settle: Callable  # step -> None: waits for its save; raises NotSaved if it is not on disk then
   has_stalled: Callable  # step -> whether the evaluations up to it say that the run should end
   log: Callable  # (step, {name: value}) -> None
+  stop: StopSignal
+  at: Callable  # step -> None: is told how many steps are done and read
   note: Callable | None  # (step, batch on the mesh), for `log.batches`
   terminal: Terminal
   clock: Clock
   profile: Profile
+  watch: (
+    Callable  # (step, StepMetrics on the host, batch, params): raises where numbers end the run
+  )
   trained: dict[str, dict[str, int]]  # the ledger's counts so far; grows with every step read
+  skipped: dict  # the same, of steps that were not applied
   eval_every: int
   save_every: int
   log_every: int
 
 
+class Pending(NamedTuple):
+  """A step that is on its way."""
+
+  step: int
+  metrics: StepMetrics
+  batch: Batch  # on the mesh
+
+
 def train(run: Run, state: State) -> State:
   """Train from the state's step to the end. Raises Stopped after a signal, with the state saved."""
   start = step = int(state.step)
-  pending: tuple[int, StepMetrics] | None = None
+  pending: Pending | None = None
   meter = Meter()
   stalled = run.has_stalled(step)
   with (
-    StopSignal() as stop,
     jax.set_mesh(run.mesh),
     run.terminal.bar(run.total_steps, step) as bar,
     # A silent copy between host and device stops the run: it would wait for the step.
@@ -65,44 +80,53 @@ def train(run: Run, state: State) -> State:
     contextlib.closing(run.profile),
   ):
     while step < run.total_steps and not stalled:
-      stopping = stop.agreed(step)
+      run.at(step - (pending is not None))
+      stopping = run.stop.agreed()
       if stopping or _due(step, start, run.eval_every) or _due(step, start, run.save_every):
-        _read(run, pending, meter)
+        _read(run, pending, meter, state)
         pending = None
         metric = None
         with jax.transfer_guard("allow"):
           if not stopping and _due(step, start, run.eval_every):
             metric = run.evaluate(step, state.params)
             stalled = run.has_stalled(step)
+            stopping = (
+              run.stop.agreed()
+            )  # asked for meanwhile; the evaluation may have been left out
           if stopping or _due(step, start, run.save_every) or metric is not None:
             run.save(state, run.trained, metric)
       if stalled:
         break
       if stopping:
+        with jax.transfer_guard("allow"):
+          run.settle(step)
         raise Stopped(
-          f"{stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on"
+          f"{run.stop.name or 'SIGTERM'}: saved step {step} of {run.total_steps}; run again to go on"
         )
       with run.clock.spent("data_wait"):
         batch = next(run.batches, None)
       assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
       with run.clock.spent("step"), run.profile.step(step) as traced:
-        state, metrics = run.train_step(state, _put(batch, run, step))
+        there = _put(batch, run, step)
+        state, metrics = run.train_step(state, there)
         traced(metrics)
-        _read(run, pending, meter)
-      pending = (step, metrics)
+        _read(run, pending, meter, state)
+      pending = Pending(step, metrics, there)
       step += 1
       bar.update(step)
+      run.poll()
       if step == start + 1:
         _first_step(run, pending)
-    _read(run, pending, meter)
+    _read(run, pending, meter, state)
     _log(run, step, meter)
   return state
 
 
-def _first_step(run: Run, pending: tuple[int, StepMetrics]) -> None:
+def _first_step(run: Run, pending: Pending) -> None:
   """Wait for it once, to say what a user waits for: the first is the slowest."""
   with run.clock.spent("step"):
-    jax.block_until_ready(pending[1])
+    jax.block_until_ready(pending.metrics)
+  run.stop.early = False  # from here on there is something to save
   run.terminal.line(f"first step after {run.clock.total():,.1f} s: {run.clock.line()}")
 
 
@@ -120,28 +144,25 @@ def _put(batch: Batch, run: Run, step: int):
     return there
 
 
-def _read(run: Run, pending: tuple[int, StepMetrics] | None, meter: Meter) -> None:
-  """Wait for a dispatched step and add up what it says."""
+def _read(run: Run, pending: Pending | None, meter: Meter, state: State) -> None:
+  """Wait for a dispatched step and add up what it says; `state` is the newest, after it or the one behind."""
   if pending is None:
     return
-  step, metrics = pending
+  step = pending.step
   with run.clock.spent("step"):
-    sums, norm = jax.device_get(metrics)
-  loss = float(sums.nll.sum()) / max(1, int(sums.trained.sum()))
-  if not (np.isfinite(loss) and np.isfinite(norm)):
-    raise UserError(
-      f"step {step + 1}: the loss is {loss} and the gradient norm {float(norm)}. Nothing of this step is "
-      "saved. Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or set model.dtype to float32; "
-      "then run again to go on from the last checkpoint."
-    )
+    told = jax.device_get(pending.metrics)
+  with run.clock.spent("other"):
+    run.watch(step, told, pending.batch, state.params)
+  sums, counts = told.sums, run.trained if told.finite else run.skipped
   names = {"examples": sums.examples, "tokens": sums.tokens, "trained_tokens": sums.trained}
   for name, values in names.items():
     for (lang, source), value in zip(run.strata, values, strict=True):
       if value:
         key = f"{lang}/{source}"
-        run.trained[name][key] = run.trained[name].get(key, 0) + int(value)
-  useful = run.step_flops(step) if run.peak_flops else 0.0
-  meter.add(sums, float(norm), useful, run.rows * run.max_length)
+        counts[name][key] = counts[name].get(key, 0) + int(value)
+  if told.finite:
+    useful = run.step_flops(step) if run.peak_flops else 0.0
+    meter.add(sums, float(told.grad_norm), useful, run.rows * run.max_length)
   if (step + 1) % run.log_every == 0:
     _log(run, step + 1, meter)
 

@@ -33,9 +33,7 @@ def batch_loss(
   `forward(params, tokens, positions, segments)` gives x_BTD, the Head that makes logits of it, and the
   Routing or None. chunk, z_loss: see head_loss; a chunk of PLAIN is plain_loss.
   """
-  x_BTD, head, routing = forward(params, batch.tokens, batch.positions, batch.segments)
-  loss_of = plain_loss if chunk == PLAIN else functools.partial(head_loss, chunk=chunk)
-  loss, nll_BT = loss_of(x_BTD, head, batch.targets, batch.weights, z_loss=z_loss)
+  loss, nll_BT, routing = _token_losses(forward, params, batch, chunk, z_loss)
   live_BT = batch.segments > 0
 
   def per_language(values_BT):
@@ -49,6 +47,22 @@ def batch_loss(
     routing=routing,
   )
   return loss, sums
+
+
+def row_losses(
+  forward: Callable, params, batch: Batch, *, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """nll_B in nats, float32, and trained_B, int32: what each row adds to the Sums."""
+  _, nll_BT, _ = _token_losses(forward, params, batch, chunk)
+  trained_BT = (batch.weights > 0).astype(jnp.int32)
+  return jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(trained_BT, axis=1)
+
+
+def _token_losses(forward, params, batch: Batch, chunk: int, z_loss: float = 0.0):
+  x_BTD, head, routing = forward(params, batch.tokens, batch.positions, batch.segments)
+  loss_of = plain_loss if chunk == PLAIN else functools.partial(head_loss, chunk=chunk)
+  loss, nll_BT = loss_of(x_BTD, head, batch.targets, batch.weights, z_loss=z_loss)
+  return loss, nll_BT, routing
 
 
 def plain_loss(x_BTD, head: Head, targets_BT, weights_BT, *, z_loss: float = 0.0):

@@ -37,6 +37,8 @@ class OptimizerConfig:
   name: str = "adamw"
   moments: str = "float32"
   offload: bool = False
+  nonfinite: str = "stop"  # what a loop does about a step that is not applied
+  max_skipped: int = 10
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -70,9 +72,9 @@ class Optimizer(NamedTuple):
   """Writes parameters itself, where optax hands out differences: rounding by chance is to be done once."""
 
   init: Callable  # params -> state
-  apply: (
-    Callable  # (grads, scale, state, params, step) -> (params, state), by the gradients times scale
-  )
+  # (grads, scale, state, params, step, good=None) -> (params, state), by the gradients times scale; as they were,
+  # bit by bit, where `good` is False
+  apply: Callable
   shardings: Callable  # (param_shardings, param_shapes, mesh) -> those of the state
 
 
@@ -101,9 +103,9 @@ def make_optimizer(
       lambda leaf: {name: jnp.zeros(k.shape, k.dtype) for name, k in leaf.kept.items()}, leaves
     )
 
-  def apply(grads, scale, state, params, step):
+  def apply(grads, scale, state, params, step, good=None):
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
-    now = _Now(schedule(step), (step + 1).astype(jnp.float32), scale, key)
+    now = _Now(schedule(step), (step + 1).astype(jnp.float32), scale, key, good)
     out: dict = {}
     for stack, of in leaves.items():
       arrays = params[stack], state[stack], grads[stack]
@@ -124,11 +126,11 @@ def make_optimizer(
 def from_optax(transform: optax.GradientTransformation) -> Optimizer:
   """One of optax's, for float32 parameters."""
 
-  def apply(grads, scale, state, params, step):
+  def apply(grads, scale, state, params, step, good=None):
     del step
     grads = jax.tree.map(lambda g: g * scale, grads)
-    updates, state = transform.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+    updates, new = transform.update(grads, state, params)
+    return rules.if_good(good, (optax.apply_updates(params, updates), new), (params, state))
 
   def shardings(param_shardings, param_shapes, mesh):
     return optax.tree.map_params(
@@ -149,6 +151,7 @@ class _Now(NamedTuple):
   t: jax.Array  # steps, this one included
   scale: jax.Array  # of the gradients
   key: jax.Array
+  good: jax.Array | None  # whether the gradients may be used; None: they may
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +171,12 @@ class _Leaf:
       key = rounding.path_key(now.key, self.path)
       bits = rounding.random_bits(key if layer is None else jax.random.fold_in(key, layer), p.shape)
     p_f32 = p.astype(jnp.float32)
-    direction, state = self.rule.update(g.astype(jnp.float32) * now.scale, state, now.t, bits)
-    new = p_f32 - now.rate * (direction + self.decay * p_f32)
-    return rounding.round_to(new, p.dtype, None if bits is None else rounding.low(bits)), state
+    g_f32 = g.astype(jnp.float32) * now.scale
+    direction, state = self.rule.update(g_f32, state, now.t, bits, now.good)
+    new_f32 = p_f32 - now.rate * (direction + self.decay * p_f32)
+    new = rounding.round_to(new_f32, p.dtype, None if bits is None else rounding.low(bits))
+    # Here, where old and new are at hand: chosen later, all of the old state would be kept until then.
+    return rules.if_good(now.good, new, p), state
 
 
 def _make_leaf(cfg: OptimizerConfig, path: str, spec, by_layer: bool) -> _Leaf:

@@ -11,16 +11,16 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from mlit_jax import charts, page, runtime
 from mlit_jax.charts import escape
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN
-from mlit_jax.training.card import METRIC_FORMAT, judged_line
-from mlit_jax.training.run_files import SUMMARY_ROWS, Run, read_run
+from mlit_jax.training.card import METRIC_FORMAT, judged_line, skipped_line
+from mlit_jax.training.run_files import LACKING, SUMMARY_ROWS, Run, read_run
 
 NAMES = {"fidelity": "language fidelity", "bits_per_byte": "bits per byte", "chrf": "chrF"}
+LATEST = 250_000_000_000  # seconds: the year 9892, beyond which no clock is asked
 SAMPLES = 2  # answers shown per language
 MAX_CHARACTERS = 700  # of a shown prompt or answer
 MAX_LINES = 24  # languages in one chart of curves; more cannot be told apart
@@ -88,7 +88,7 @@ def head(run: Run) -> str:
     ]
   out = f"<h1>{escape(run.name)}</h1>\n<p>{' · '.join(parts) or 'Neither config.json nor data_plan.json lies here.'}</p>"
   reached = max((e["step"] for e in run.events), default=0)
-  if ledger and not _is_finished(run):
+  if ledger and not run.is_finished:
     out += f'\n<p class="notice">Not finished: the last event is of step {reached} of {escape(ledger.get("steps"))}.</p>'
   return out
 
@@ -149,6 +149,9 @@ def curves(run: Run) -> str:
 def ledger_table(run: Run) -> str:
   """Planned beside trained, as the device counted it."""
   languages = run.ledger.get("languages", {})
+  if LACKING in run.ledger:
+    text = "data_plan.json lacks counts of a language, as those of earlier versions do: no table is made of it."
+    return _missing("Ledger", text)
   if not languages:
     return _missing("Ledger", "No data_plan.json lies here.")
   counted = ("examples", "tokens", "trained_tokens")
@@ -156,9 +159,9 @@ def ledger_table(run: Run) -> str:
     x
     for x, e in languages.items()
     for k in counted
-    if "trained" in e and e["trained"][k] != e.get("due", e)[k]
+    if "trained" in e and _shown(e, k) != e.get("due", e)[k]
   ]
-  if not _is_finished(run):
+  if not run.is_finished:
     text = "What the plan says; the run has not ended, so nothing stands beside it."
   elif wrong:
     text = f'<span class="wrong">Trained and planned differ: {escape(", ".join(sorted(set(wrong))))}.</span>'
@@ -166,10 +169,12 @@ def ledger_table(run: Run) -> str:
     text = (
       "Planned, and beside it what the device counted in the batches: they agree in every language."
     )
+    if run.ledger.get("skipped_steps"):
+      text = "Planned, and beside it what the device counted of what was learned from: with what was skipped they agree in every language."
     done, steps = run.ledger.get("steps_done"), run.ledger.get("steps")
     if done is not None and done < steps:
       text += f" The run ended by itself at step {done:,} of {steps:,}; planned is what the plan has up to there."
-  for line in judged_line(run.ledger):
+  for line in skipped_line(run.ledger) + judged_line(run.ledger):
     text += f" {escape(line[0].upper() + line[1:])}."
   rows = "".join(
     f"<tr>{_ledger_cells(lang, languages[lang])}</tr>{_source_rows(languages[lang])}"
@@ -188,7 +193,7 @@ def ledger_table(run: Run) -> str:
     "bytes_per_token": None,
   }
   total["share_of_trained_tokens"] = sum(e["share_of_trained_tokens"] for e in languages.values())
-  for column in ("trained", "due"):
+  for column in ("trained", "due", "skipped"):
     if all(column in e for e in languages.values()):
       total[column] = {k: sum(e[column][k] for e in languages.values()) for k in counted}
   return (
@@ -242,8 +247,9 @@ def samples(run: Run) -> str:
 def foot(run: Run) -> str:
   """What shaped the run, and when it ended."""
   facts = dict(run.versions)
-  if run.events and charts.is_number(run.events[-1].get("time")):
-    facts["last event"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.events[-1]["time"]))
+  last = run.events[-1].get("time") if run.events else None
+  if charts.is_number(last) and 0 <= last < LATEST:
+    facts["last event"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last))
   if "seed" in run.ledger:
     facts["seed"] = run.ledger["seed"]
   if not facts:
@@ -336,9 +342,15 @@ def _pairs(e: dict) -> str:
   for k in ("examples", "tokens", "trained_tokens"):
     counted = e.get("trained", {}).get(k)
     planned = e.get("due", e)[k]
-    kind = ' class="wrong"' if counted not in (None, planned) else ""
+    wrong = counted is not None and _shown(e, k) != planned
+    kind = ' class="wrong"' if wrong else ""
     cells += f"<td>{planned:,}</td><td{kind}>{'–' if counted is None else f'{counted:,}'}</td>"
   return cells
+
+
+def _shown(e: dict, name: str) -> int:
+  """What was trained on and what was skipped, together."""
+  return e["trained"][name] + e.get("skipped", {}).get(name, 0)
 
 
 def _reasons(counts: dict) -> str:
@@ -407,8 +419,3 @@ def _is_worse(metric: str, before: dict | None, after: dict | None) -> bool:
     return False
   change = after["value"] - before["value"]
   return change > 0 if metric in LOWER_IS_BETTER else change < 0
-
-
-def _is_finished(run: Run) -> bool:
-  languages: Sequence[dict] = list(run.ledger.get("languages", {}).values())
-  return bool(languages) and all("trained" in e for e in languages)

@@ -73,14 +73,17 @@ class AdamW:
     first = moments.kept("m", spec, self.kept_as, signed=True)
     return first | moments.kept("v", spec, self.kept_as, signed=False)
 
-  def update(self, g, state: dict, t, bits) -> tuple[jax.Array, dict]:
-    """The direction and the new state; t counts steps from 1, `bits` are for rounding."""
-    m = self.b1 * moments.load(state, "m") + (1 - self.b1) * g
-    v = self.b2 * moments.load(state, "v") + (1 - self.b2) * jnp.square(g)
+  def update(self, g, state: dict, t, bits, good=None) -> tuple[jax.Array, dict]:
+    """The direction and the new state; t counts steps from 1, `bits` are for rounding; `good`: see if_good."""
+    old_m, old_v = (moments.load(state, name) for name in ("m", "v"))
+    # Chosen before they are used: chosen after, XLA keeps both for the direction, a second time in memory.
+    m = if_good(good, self.b1 * old_m + (1 - self.b1) * g, old_m)
+    v = if_good(good, self.b2 * old_v + (1 - self.b2) * jnp.square(g), old_v)
     root = jnp.sqrt(v / (1 - self.b2**t))
     direction = m / (1 - self.b1**t) / (root + self.eps)
     for_m, for_v = (None, None) if bits is None else (rounding.mixed(bits), rounding.high(bits))
-    return direction, moments.store(state, "m", m, for_m) | moments.store(state, "v", v, for_v)
+    new = moments.store(state, "m", m, for_m) | moments.store(state, "v", v, for_v)
+    return direction, new if self.kept_as == "float32" else if_good(good, new, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +102,18 @@ class Adafactor:
     without = {"row": self.matrix.columns, "column": self.matrix.rows}
     return {name: _without(spec, axes) for name, axes in without.items()}
 
-  def update(self, g, state: dict, t, bits) -> tuple[jax.Array, dict]:
+  def update(self, g, state: dict, t, bits, good=None) -> tuple[jax.Array, dict]:
     del bits  # all is float32
     b2 = 1 - t**-_ADAFACTOR_DECAY
     g2 = jnp.square(g) + _ADAFACTOR_TINY
     if self.matrix is None:
-      v = b2 * state["v"] + (1 - b2) * g2
+      v = if_good(good, b2 * state["v"] + (1 - b2) * g2, state["v"])
       return _clipped(g * jax.lax.rsqrt(v), over=None), {"v": v}
     rows, columns = self.matrix
-    row = b2 * state["row"] + (1 - b2) * jnp.mean(g2, axis=columns)
-    column = b2 * state["column"] + (1 - b2) * jnp.mean(g2, axis=rows)
+    row = if_good(good, b2 * state["row"] + (1 - b2) * jnp.mean(g2, axis=columns), state["row"])
+    column = if_good(
+      good, b2 * state["column"] + (1 - b2) * jnp.mean(g2, axis=rows), state["column"]
+    )
     row_1, column_1 = jnp.expand_dims(row, columns), jnp.expand_dims(column, rows)
     share = row_1 / jnp.mean(row_1, axis=rows, keepdims=True)
     direction = g * jax.lax.rsqrt(share) * jax.lax.rsqrt(column_1)
@@ -125,15 +130,22 @@ class Muon:
   def kept(self, spec) -> dict[str, Kept]:
     return moments.kept("m", spec, self.kept_as, signed=True)
 
-  def update(self, g, state: dict, t, bits) -> tuple[jax.Array, dict]:
+  def update(self, g, state: dict, t, bits, good=None) -> tuple[jax.Array, dict]:
     beta = MUON_MOMENTUM
-    m = beta * moments.load(state, "m") + (1 - beta) * g
+    old_m = moments.load(state, "m")
+    m = if_good(good, beta * old_m + (1 - beta) * g, old_m)
     ahead = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)  # Nesterov's
     rows, columns = (math.prod(g.shape[i] for i in axes) for axes in self.matrix)
     direction = _as_matrices(_orthogonal, ahead, self.matrix)
     direction *= MUON_RMS * math.sqrt(max(rows, columns))
     for_m = None if bits is None else rounding.mixed(bits)
-    return direction, moments.store(state, "m", m, for_m)
+    new = moments.store(state, "m", m, for_m)
+    return direction, new if self.kept_as == "float32" else if_good(good, new, state)
+
+
+def if_good(good, new, old):
+  """`new`, or where `good` is False `old`, bit by bit; always `new` where `good` is None."""
+  return new if good is None else jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 def _without(spec, axes: tuple[int, ...]) -> Kept:

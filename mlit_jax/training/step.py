@@ -14,7 +14,7 @@ from mlit_jax import mesh as meshes
 from mlit_jax.batch import Batch
 from mlit_jax.routing import Routing, balance_loss
 from mlit_jax.training.head_loss import AUTOMATIC, usual_chunk
-from mlit_jax.training.loss import Sums, batch_loss
+from mlit_jax.training.loss import Sums, batch_loss, row_losses
 from mlit_jax.training.optimizer import Optimizer
 
 
@@ -31,6 +31,7 @@ class StepMetrics(NamedTuple):
 
   sums: Sums
   grad_norm: jax.Array
+  finite: jax.Array  # bool, whether loss and norm are numbers; if not, the step was not applied
 
 
 def state_shardings(
@@ -61,6 +62,9 @@ def make_train_step(
   Loss = sum over the trained tokens of the whole global batch / their number: microbatches add sums,
   and the division happens once, before clipping.
 
+  Where the loss or the norm of the gradient is not finite, parameters and optimizer state stay as they are, bit
+  by bit; `step` goes on all the same. All devices decide alike, as both are sums over all of them.
+
   forward, loss_chunk, z_loss: see batch_loss; AUTOMATIC is what suits the mesh's devices.
   accumulation_dtype: of the sum of the microbatches' gradients; one microbatch has none.
 
@@ -70,7 +74,7 @@ def make_train_step(
   tokens.
   """
 
-  chunk = usual_chunk(meshes.platform(mesh)) if loss_chunk == AUTOMATIC else loss_chunk
+  chunk = _chunk(loss_chunk, mesh)
 
   def objective(params, batch, per_token):
     loss, sums = batch_loss(forward, params, batch, num_languages, chunk=chunk, z_loss=z_loss)
@@ -102,8 +106,11 @@ def make_train_step(
       scale *= jnp.minimum(1.0, clip_norm / (norm + 1e-6))
     # The scale is the optimizer's to apply: in bfloat16 gradients would be rounded once more, and in float32
     # they would be a second time in memory.
-    params, opt_state = optimizer.apply(grads, scale, state.opt_state, state.params, state.step)
-    return State(state.step + 1, params, opt_state), StepMetrics(sums, norm)
+    finite = jnp.isfinite(norm) & jnp.isfinite(jnp.sum(sums.nll))
+    params, opt_state = optimizer.apply(
+      grads, scale, state.opt_state, state.params, state.step, finite
+    )
+    return State(state.step + 1, params, opt_state), StepMetrics(sums, norm, finite)
 
   everywhere = NamedSharding(mesh, P())
   return jax.jit(
@@ -112,6 +119,34 @@ def make_train_step(
     out_shardings=(shardings, everywhere),
     donate_argnums=0,
   )
+
+
+def make_row_losses(
+  forward: Callable,
+  param_shardings: dict,
+  mesh: Mesh,
+  *,
+  microbatches: int = 1,
+  loss_chunk: int = AUTOMATIC,
+) -> Callable:
+  """Jitted (params, batch) -> (nll_B, trained_B), see row_losses; on every device, in as many parts as a step."""
+  chunk = _chunk(loss_chunk, mesh)
+
+  def losses(params, batch):
+    # The sizes of a step, so that it fits where a step does.
+    parts = split_rows(batch, microbatches)
+    out = jax.lax.map(lambda part: row_losses(forward, params, part, chunk=chunk), parts)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), out)
+
+  return jax.jit(
+    losses,
+    in_shardings=(param_shardings, NamedSharding(mesh, meshes.BATCH_SPEC)),
+    out_shardings=NamedSharding(mesh, P()),
+  )
+
+
+def _chunk(loss_chunk: int, mesh: Mesh) -> int:
+  return usual_chunk(meshes.platform(mesh)) if loss_chunk == AUTOMATIC else loss_chunk
 
 
 def _norm(grads) -> jax.Array:

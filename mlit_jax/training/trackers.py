@@ -9,8 +9,10 @@ line, and the run goes on.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,7 +81,10 @@ class _Tracker(Protocol):
 
 class _TensorBoard:
   def __init__(self, name: str, root: Path, first_step: int, config: dict):
-    from tensorboardX import SummaryWriter
+    with _not_installed(
+      "torch"
+    ):  # tensorboardX would load it, in two seconds and much memory, for nothing
+      from tensorboardX import SummaryWriter
 
     # The names of files hold seconds; the suffix keeps two attempts within one apart. Events at and after the
     # first step that an earlier attempt wrote are taken back.
@@ -98,6 +103,19 @@ class _TensorBoard:
   def close(self):
     if self.writer is not None:
       self.writer.close()
+
+
+@contextlib.contextmanager
+def _not_installed(package: str):
+  """Who imports the package in here is told that there is none, if nobody has imported it before."""
+  hidden = package not in sys.modules
+  if hidden:
+    sys.modules[package] = None
+  try:
+    yield
+  finally:
+    if hidden:
+      del sys.modules[package]
 
 
 class _OfPackage:

@@ -5,25 +5,33 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
-from mlit_jax import runtime
+from mlit_jax import checksums, runtime
 from mlit_jax.config import flatten, nested
 from mlit_jax.errors import UserError
 from mlit_jax.model.decoder import is_spec
+from mlit_jax.redaction import redact_all
+from mlit_jax.training.watch import NONFINITE, SPIKES, STOPPED
 
 OURS_BEFORE_START = (".lock", "cache", "preview.html")
-OURS_BEGUN = ".config.json."  # what a kill leaves of the first file
+OURS_BEGUN = (
+  ".config.json.",
+  "stacks-",
+)  # what a kill leaves of the first file; what a stall leaves
 FREE = (
   "workdir",
   "log.",
+  "watchdog.",
   "mesh.",
   "data.cache_dir",
   "optimizer.offload",
+  "optimizer.nonfinite",
+  "optimizer.max_skipped",
+  "debug.",
 )  # keys that may differ when a run goes on
 PACKAGES = (
   "mlit_jax",
@@ -62,8 +70,8 @@ def check_free(root: Path, config) -> None:
     return  # nothing was trained or measured yet: the config may still be mended
   # A key that is younger than the run had its default there.
   defaults = _defaults()
-  then = defaults | _flat(json.loads(path.read_text(encoding="utf-8"))["config"], defaults)
-  now = _flat(json.loads(json.dumps(nested(config))), defaults)
+  then = defaults | _flat(redact_all(_read_config(path)), defaults)
+  now = _flat(json.loads(json.dumps(redact_all(nested(config)))), defaults)
   differing = [
     f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
     for key in sorted(then.keys() | now.keys())
@@ -82,7 +90,12 @@ def check_plan(root: Path, ledger: dict) -> None:
   path = root / "data_plan.json"
   if not path.exists() or not _has_begun(root):
     return
-  then = json.loads(path.read_text(encoding="utf-8"))
+  try:
+    then = checksums.read_sealed(path)
+  except (ValueError, RecursionError):
+    return  # damaged: it is written anew, and the checkpoint says which plan it is of
+  if "hash" not in then or not isinstance(then.get("made_from", {}), dict):
+    raise _damaged(path, "it has no hash of a plan")
   if then["hash"] == ledger["hash"]:
     return
   changed = differing(then.get("made_from", {}), ledger["made_from"])
@@ -115,7 +128,9 @@ def check_same_plan(root: Path, then: str, plan: str) -> None:
 
 def write_config(root: Path, config) -> None:
   if runtime.is_main():
-    runtime.write_json(root / "config.json", {"config": nested(config), "versions": versions()})
+    kept = redact_all(nested(config))  # it is read by others, and trackers and pages show it
+    content = {"config": kept, "versions": versions()}
+    runtime.write_json(root / "config.json", checksums.sealed(content))
 
 
 def versions() -> dict[str, str]:
@@ -129,46 +144,45 @@ def versions() -> dict[str, str]:
   return out | {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
 
 
-def log(root: Path, step: int, event: dict) -> None:
-  """Append one event to metrics.jsonl."""
-  if runtime.is_main():
-    line = json.dumps({"step": step, "time": round(time.time(), 3), **event}, ensure_ascii=False)
-    with open(root / "metrics.jsonl", "a", encoding="utf-8") as file:
-      file.write(line + "\n")
-
-
 def forget_after(root: Path, step: int) -> None:
   """Drop events after `step`: the run goes on from there and will log them again."""
-  if runtime.is_main() and (root / "metrics.jsonl").exists():
-    forget_lines(root / "metrics.jsonl", step)
+  for name in ("metrics.jsonl", NONFINITE, SPIKES) if runtime.is_main() else ():
+    if (root / name).exists():
+      forget_lines(root / name, step)
 
 
 def forget_lines(path: Path, step: int) -> None:
-  """Keep of a file of events only those up to `step`."""
+  """Keep of a file of events only those up to `step`, and those of steps that have ended the run."""
   kept = []
   for line in path.read_text(encoding="utf-8").split("\n"):
     try:
-      if json.loads(line)["step"] <= step:
+      event = json.loads(line)
+      if event["step"] <= step or event.get("action") == STOPPED:
         kept.append(line + "\n")
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
       continue  # the line that a kill cut short
   runtime.write_atomic(path, "".join(kept))
 
 
 def was_evaluated(root: Path, step: int) -> bool:
   """Whether metrics.jsonl has the evaluation of this step."""
-  return any(e["step"] == step and any(k.startswith("eval/") for k in e) for e in _events(root))
+  return any(e.get("step") == step and any(k.startswith("eval/") for k in e) for e in _events(root))
 
 
 def measured(root: Path, name: str, step: int) -> dict[int, float | None]:
   """{step: value} of one figure in metrics.jsonl, up to `step`."""
-  return {e["step"]: e[name] for e in _events(root) if name in e and e["step"] <= step}
+  return {
+    e["step"]: e[name] for e in _events(root) if name in e and e.get("step", step + 1) <= step
+  }
 
 
 def _events(root: Path) -> list[dict]:
   path = root / "metrics.jsonl"
-  lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-  return [json.loads(line) for line in lines]
+  try:
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+  except (OSError, UnicodeDecodeError) as e:
+    raise _damaged(path, str(e)) from e
+  return [_object(line, path) for line in lines]
 
 
 def forget_unbegun(root: Path) -> None:
@@ -180,13 +194,14 @@ def forget_unbegun(root: Path) -> None:
 
 def keep_ledger(root: Path, ledger: dict) -> None:
   if runtime.is_main():
-    runtime.write_json(root / "data_plan.json", ledger)
+    runtime.write_json(root / "data_plan.json", checksums.sealed(ledger))
 
 
 def keep_tokenizer(root: Path, tokenizer) -> None:
   """The folder `tokenizer`: what an export carries, and what the run is read back with."""
   for name, content in tokenizer.files.items():
     _keep(root / "tokenizer" / name, content)
+  _seal(root / "tokenizer")
 
 
 def keep_base(root: Path, hf_config: dict, tokenizer) -> None:
@@ -198,15 +213,27 @@ def keep_base(root: Path, hf_config: dict, tokenizer) -> None:
   }
   _keep(root / "base" / "config.json", _bytes(hf_config))
   _keep(root / "base" / "generation_config.json", _bytes(generation))
+  _seal(root / "base")
+
+
+def _read_config(path: Path) -> dict:
+  try:
+    return checksums.read_sealed(path)["config"]
+  except (ValueError, RecursionError) as e:
+    raise _damaged(path, str(e)) from e
 
 
 def _is_ours(path: Path) -> bool:
   """Whether a config.json is of a run; a Hugging Face folder has one too."""
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError:
+  except (ValueError, RecursionError):
     return False
-  return isinstance(content, dict) and {"config", "versions"} <= content.keys()
+  return (
+    isinstance(content, dict)
+    and isinstance(content.get("config"), dict)
+    and {"config", "versions"} <= content.keys()
+  )
 
 
 def _has_begun(root: Path) -> bool:
@@ -218,10 +245,37 @@ def _keep(path: Path, content: bytes) -> None:
     runtime.write_atomic(path, content)
 
 
+def _seal(folder: Path) -> None:
+  if runtime.is_main():
+    checksums.write(folder)
+
+
 def read_evaluation(root: Path, step: int) -> dict:
   """{set: {lang: ...}} of a step; empty if there was none."""
   folder = root / "evals" / str(step)
-  return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
+  return {p.stem: _read(p) for p in sorted(folder.glob("*.json"))}
+
+
+def _read(path: Path) -> dict:
+  """A JSON file of a run, as a kill, a full disk or somebody's editor left it."""
+  try:
+    return _object(path.read_text(encoding="utf-8"), path)
+  except (OSError, UnicodeDecodeError) as e:
+    raise _damaged(path, str(e)) from e
+
+
+def _object(text: str, path: Path) -> dict:
+  try:
+    found = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise _damaged(path, str(e)) from e
+  if not isinstance(found, dict):
+    raise _damaged(path, "it holds no object")
+  return found
+
+
+def _damaged(path: Path, why: str) -> UserError:
+  return UserError(f"{path} is damaged: {why}. Restore it from a backup, or use another --workdir.")
 
 
 def parameter_lines(specs, shardings) -> list[str]:

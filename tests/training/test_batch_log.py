@@ -53,7 +53,7 @@ def test_what_comes_after_the_step_gone_on_from_is_dropped_in_files_of_more_proc
   mesh, batch = meshes.make_mesh(devices=jax.devices()[:1]), made_batch(rows=2)
   for process in (1, 0):
     monkeypatch.setattr(batch_log.jax, "process_index", lambda process=process: process)
-    log = BatchLog(tmp_path, 2, lambda step: [[f"x:{step}"], []])
+    log = BatchLog(tmp_path, 2, lambda step: [[f"x:{step}"], []], print)
   log.note(2, meshes.put_batch(batch, mesh, 2))
   steps = {
     path.stem: [json.loads(line)["step"] for line in path.read_text().split("\n")[:-1]]

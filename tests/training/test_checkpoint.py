@@ -171,10 +171,11 @@ def test_a_save_holds_the_ledger_of_its_step(tmp_path, monkeypatch):
   """The loop goes on counting while Orbax still writes: what Orbax holds must be its own."""
   told, held = meta(1), []
   with Checkpoints(tmp_path) as checkpoints:
-    monkeypatch.setattr(checkpoints.manager, "save", lambda step, args, force: held.append(args))
+    monkeypatch.setattr(checkpoints.writer, "save", lambda folder, args: held.append(args))
     checkpoints.save(make_state(1), told, None)
+    checkpoints.begun = None  # nothing was
   told["trained"]["examples"]["sw"] = 10**6
-  assert held[0]["meta"].item == meta(1) | {"metric": None}
+  assert held[0]["meta"].item.items() >= (meta(1) | {"metric": None}).items()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax

@@ -33,7 +33,7 @@ def where(tree) -> set[str]:
 class Updates:
   """The updates of one optimizer alone, from gradients made up, on a mesh of eight."""
 
-  def __init__(self, name, moments, param_dtype, **changes):
+  def __init__(self, name, moments, param_dtype, compiler_options=None, **changes):
     self.mesh = meshes.make_mesh(2, 2, 2)
     optimizer = optimizer_of(name, moments, by_layer=True, **changes)
     at = meshes.param_shardings(SPECS, self.mesh)
@@ -47,6 +47,7 @@ class Updates:
       lambda g, state, params, step: optimizer.apply(g, jnp.float32(0.5), state, params, step),
       out_shardings=(at, self.state_at),
       donate_argnums=(1, 2),
+      compiler_options=compiler_options,
     )
 
   def run(self):
@@ -61,9 +62,10 @@ class Updates:
 
 
 @pytest.mark.parametrize("name, moments, param_dtype", KINDS)
-def test_the_same_bits_wherever_the_state_rests(name, moments, param_dtype):
+def test_the_same_bits_wherever_the_state_rests(name, moments, param_dtype, as_for_users):
   there, here = (
-    Updates(name, moments, param_dtype, offload=offload).run() for offload in (True, False)
+    Updates(name, moments, param_dtype, as_for_users, offload=offload).run()
+    for offload in (True, False)
   )
   assert where(there.state) == {"pinned_host"} and where(there.params) == {"device"}
   assert where(here.state) == {"device"}

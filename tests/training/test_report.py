@@ -279,6 +279,18 @@ def charts_of(root):
   return "".join(re.findall(r"<svg.*?</svg>", write_report(root).read_text(encoding="utf-8")))
 
 
+@pytest.mark.parametrize("lacks", ["trained_tokens", "per_epoch", "dropped"])
+def test_a_ledger_of_an_earlier_version_is_said_and_the_rest_shown(tmp_path, lacks):
+  root, found = make_workdir(tmp_path / "run"), ledger()
+  del found["languages"]["fi"][lacks]
+  write(root / "data_plan.json", found | {"steps_done": 20})
+  text = write_report(root).read_text(encoding="utf-8")
+  assert "data_plan.json lacks counts of a language" in text
+  assert found["hash"] in text and "Not finished" not in text
+  write(root / "data_plan.json", found)
+  assert "Not finished" in write_report(root).read_text(encoding="utf-8")
+
+
 def test_the_ledger_is_shown_planned_beside_trained(tmp_path):
   root = make_workdir(tmp_path / "run")
   text = write_report(root).read_text(encoding="utf-8")

@@ -50,11 +50,19 @@ def make_params():
 
 
 class Trainer:
-  """A step on a mesh, put together as the entry point does it."""
+  """A step on a mesh, put together as the entry point does it; `options` are the compiler's."""
 
   def __init__(
-    self, optimizer, *, sizes=(1, 1, 1), microbatches=1, clip_norm=0.0, dtype=jnp.float32
+    self,
+    optimizer,
+    *,
+    sizes=(1, 1, 1),
+    microbatches=1,
+    clip_norm=0.0,
+    dtype=jnp.float32,
+    options=None,
   ):
+    self.options = options
     self.mesh = meshes.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     shardings = state_shardings(
       optimizer,
@@ -81,7 +89,11 @@ class Trainer:
     out = []
     with jax.set_mesh(self.mesh):
       for batch in batches:
-        self.state, metrics = self.step(self.state, meshes.put_batch(batch, self.mesh, ROWS))
+        batch = meshes.put_batch(batch, self.mesh, ROWS)
+        if self.options:
+          compiled = self.step.lower(self.state, batch).compile(compiler_options=self.options)
+          self.step, self.options = compiled, None
+        self.state, metrics = self.step(self.state, batch)
         out.append(jax.device_get(metrics))
     return out
 
@@ -96,9 +108,9 @@ def gradient(trainer):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def whole(as_for_users):
   """Three steps of the whole batch on one device, and the gradient of the first."""
-  trainer = Trainer(momentum())
+  trainer = Trainer(momentum(), options=as_for_users)
   metrics = trainer.run(make_batch(0))
   first = gradient(trainer)
   metrics += trainer.run(make_batch(1), make_batch(2))
@@ -132,8 +144,9 @@ def test_microbatches_equal_the_whole(whole, assert_close, microbatches):
 
 
 @pytest.mark.parametrize("sizes, microbatches", [((1, 4, 2), 1), ((2, 2, 2), 1), ((2, 1, 1), 4)])
-def test_any_mesh_equals_one_device(whole, assert_close, sizes, microbatches):
-  trainer = Trainer(momentum(), sizes=sizes, microbatches=microbatches)
+def test_any_mesh_equals_one_device(whole, assert_close, as_for_users, sizes, microbatches):
+  """Sums over many tokens are a digit more exact in vectors, so the machine code is that of users."""
+  trainer = Trainer(momentum(), sizes=sizes, microbatches=microbatches, options=as_for_users)
   if sizes[1] > 1:
     up = trainer.state.params["blocks"]["mlp"]["up_DF"]
     assert up.addressable_shards[0].data.size * sizes[1] * sizes[2] == up.size, "not sharded at all"

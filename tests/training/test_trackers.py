@@ -1,6 +1,7 @@
 """Where events go besides metrics.jsonl: what TensorBoard reads back, and that no tracker can harm a run."""
 
 import math
+import subprocess
 import sys
 import types
 
@@ -51,6 +52,17 @@ def test_tensorboard_has_every_number_and_a_restart_takes_back_what_was_lost(tmp
   found = read_back(tmp_path)
   assert found["train/loss"] == [(1, 2.0), (2, 9.0)] and found["n"] == [(1, 2.0)]
   assert set(found) == {"train/loss", "n"}
+
+
+def test_no_run_loads_torch_for_it(tmp_path):
+  code = (
+    "import sys, pathlib; from mlit_jax.training.trackers import open_trackers\n"
+    f"t = open_trackers(pathlib.Path({str(tmp_path)!r}), (), first_step=0, config={{}}, say=print)\n"
+    "t.log(1, {'x': 1.0}); t.close()\n"
+    "assert 'torch' not in sys.modules, sys.modules['torch']"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+  assert read_back(tmp_path) == {"x": [(1, 1.0)]}
 
 
 def fake(calls, fail=()):

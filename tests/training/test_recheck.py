@@ -1,0 +1,190 @@
+"""A step computed twice: healthy devices always agree, and one bit that does not is found and its device named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlit_jax import job, train
+from mlit_jax.errors import MachineFault
+from mlit_jax.training.digest import device_sums, digests
+from mlit_jax.training.recheck import Recheck, disagreeing
+from tests import commands
+from tests.training import test_optimizers, test_step
+from tests.training.test_bad_updates import bits
+from tests.training.test_step import make_batch
+
+
+def flipped(x: jax.Array, number: int) -> jax.Array:
+  """The array with one bit of the part on one device turned over."""
+  parts = []
+  for shard in x.addressable_shards:
+    part = np.array(shard.data)
+    if shard.device.id == number:
+      part.reshape(-1)[:1].view(np.uint8)[0] ^= 1
+    parts.append(jax.device_put(part, shard.data.sharding))
+  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
+
+
+class Faulty:
+  """A train step that miscomputes: in these calls (from 0), one bit of one array on these devices."""
+
+  def __init__(
+    self, step, calls, devices, of=lambda state: state.params["blocks"]["mlp"], name="up_DF"
+  ):
+    self.step, self.calls, self.devices, self.of, self.name = step, calls, devices, of, name
+    self.called = 0
+
+  def __call__(self, state, batch):
+    state, metrics = self.step(state, batch)
+    if self.called in self.calls:
+      with jax.transfer_guard("allow"):
+        for number in self.devices:
+          holder = self.of(state)
+          holder[self.name] = flipped(holder[self.name], number)
+    self.called += 1
+    return state, metrics
+
+
+def rechecked(trainer, step=None, every=1):
+  said = []
+  trainer.step = Recheck(step or trainer.step, trainer.mesh, every, 0, said.append)
+  return said
+
+
+@pytest.fixture(scope="module")
+def adamw():
+  """Its program is compiled once for all tests; each puts its own step around it."""
+  trainer = test_step.Trainer(test_step.adamw(), sizes=(2, 2, 2))
+  return trainer, trainer.step, jax.device_get(trainer.state)
+
+
+@pytest.fixture
+def trainer(adamw):
+  trainer, step, first = adamw
+  shardings = jax.tree.map(lambda x: x.sharding, trainer.state)
+  trainer.step, trainer.state = step, jax.device_put(first, shardings)
+  return trainer
+
+
+def test_a_healthy_run_never_alarms_and_is_the_run_without(trainer):
+  step, first = trainer.step, jax.tree.map(jnp.copy, trainer.state)
+  batches = [make_batch(i) for i in range(6)]
+  plain = trainer.run(*batches)
+  end = bits(trainer.state)
+  trainer.state = first
+  said = rechecked(trainer, every=2)
+  assert bits(trainer.run(*batches)) == bits(plain) and bits(trainer.state) == end
+  assert len(said) == 1 and said[0].startswith("step 2 was computed twice")
+  assert step._cache_size() == 1, "another program than that of training"
+
+
+@pytest.mark.parametrize("call, words", [(2, "the first was wrong"), (3, "the second was wrong")])
+def test_one_bit_on_one_device(trainer, call, words):
+  """Of the second step; it is called twice for each."""
+  rechecked(trainer, Faulty(trainer.step, [call], [5]))
+  trainer.run(make_batch(0))
+  with pytest.raises(MachineFault) as e:
+    trainer.run(make_batch(1))
+  said = str(e.value)
+  assert said.startswith("step 2 was computed twice") and "differ in 1 of" in said
+  assert ": params/blocks/mlp/up_DF. Differing: " in said and words in said
+  (device,) = [d for d in jax.devices() if d.id == 5]
+  assert f"Differing: {device} (process 0)." in said
+  assert "Up to step 1 every step that was compared was the same twice" in said
+
+
+def test_a_copy_of_what_all_devices_have(trainer):
+  """The norms of queries are on all of them. One goes wrong in a step that is not looked at: it stays wrong."""
+  of = lambda state: state.params["blocks"]["attn"]["q_norm"]  # noqa: E731
+  assert of(trainer.state)["scale_H"].sharding.is_fully_replicated
+  rechecked(trainer, Faulty(trainer.step, [0], [3], of, "scale_H"), every=3)
+  trainer.run(make_batch(0), make_batch(1))
+  with pytest.raises(MachineFault) as e:
+    trainer.run(make_batch(2))
+  assert "step 3: devices that hold copies" in str(e.value) and "q_norm/scale_H" in str(e.value)
+  (device,) = [d for d in jax.devices() if d.id == 3]
+  assert f"Differing: {device} (process 0). It came about in this step or in one before" in str(
+    e.value
+  )
+
+
+def test_who_is_in_the_minority():
+  words = lambda *values: np.array([[v, 0, 0, 0] for v in values], np.uint32)  # noqa: E731
+  parts = np.array([0, 0, 0, 1, 1, 1])
+  found = disagreeing(
+    {"same": words(7, 7, 7, 8, 8, 8), "one": words(7, 7, 7, 8, 9, 8), "none": words(1, 2, 3, 8, 8, 8)},
+    dict.fromkeys(("same", "one", "none"), parts),
+  )  # fmt: skip
+  assert {k: v.tolist() for k, v in found.items()} == {"one": [4], "none": [0, 1, 2]}
+
+
+def test_what_was_exchanged_has_no_place_and_what_is_frequent_no_winner(trainer):
+  rechecked(trainer, Faulty(trainer.step, [0], range(8)))
+  with pytest.raises(MachineFault, match="All 8 devices differ: .* cannot be seen.* the first was"):
+    trainer.run(make_batch(0))
+
+
+def test_faults_of_two_devices_in_two_computations(trainer):
+  first = Faulty(trainer.step, [0], [1])
+  rechecked(trainer, Faulty(first, [1], [6]))
+  with pytest.raises(
+    MachineFault, match=r"Differing: \S+1 \(process 0\), \S+6 .*differently again"
+  ):
+    trainer.run(make_batch(0))
+
+
+def test_sums_of_devices_are_parts_of_the_digest(trainer):
+  """Added up over devices that have different parts; one flipped bit shows on its device alone."""
+  tree = trainer.state.params["blocks"]["mlp"]
+  sums = jax.device_get(device_sums(tree))
+  up, parts = tree["up_DF"], {}
+  for device, shard in zip(trainer.mesh.devices.flat, up.addressable_shards, strict=True):
+    assert device == shard.device
+    parts.setdefault(str(shard.index), []).append(sums["up_DF"][shard.device.id])
+  assert 1 < len(parts) < 8 and all(
+    (same == same[0]).all() for same in map(np.array, parts.values())
+  )
+  total = np.sum([same[0] for same in parts.values()], axis=0, dtype=np.uint32)
+  assert digests(tree)["up_DF"].endswith("".join(f"{int(word):08x}" for word in total))
+  other = jax.device_get(device_sums({"up_DF": flipped(up, 6)}))
+  assert np.flatnonzero((other["up_DF"] != sums["up_DF"]).any(axis=1)).tolist() == [6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    ("adamw", "bfloat16", "bfloat16"),
+    ("adamw", "int8", "float32"),
+    ("adafactor", "float32", "bfloat16"),
+    ("muon", "int8", "bfloat16"),
+  ],
+)
+def test_every_optimizer_is_the_same_twice(kind, offload):
+  plain, twice = (
+    test_optimizers.Trainer(*kind, sizes=(2, 2, 2), offload=offload) for _ in range(2)
+  )
+  rechecked(twice)
+  assert plain.run(range(3)) == twice.run(range(3))
+  assert bits(plain.state) == bits(twice.state)
+
+
+def test_a_run_ends_without_saving_and_goes_on_elsewhere(tmp_path, monkeypatch):
+  lines = (
+    "c.batch.rows = 8", "c.epochs, c.steps = 0, 6", "c.eval.sets = {}", "c.checkpoint.keep_best = 0",
+  )  # fmt: skip
+  config, root = commands.write_config(tmp_path, *lines), tmp_path / "run"
+  args = ("--config", config, "--workdir", root, "--config.debug.recheck_every=2")
+  real = job.Recheck
+  # Two steps without, one twice, one without, then the fourth: its first result is wrong.
+  broken = lambda step, *rest: real(Faulty(step, [4], [2]), *rest)  # noqa: E731
+  monkeypatch.setattr(job, "Recheck", broken)
+  code, out, err = commands.here(train, *args)
+  assert code == 1 and err.startswith("error: step 4 was computed twice"), out + err
+  assert err.count("\n") == 1 and "params/blocks/mlp/up_DF" in err and "Traceback" not in err
+  assert [p.name for p in (root / "checkpoints").iterdir()] == ["2"]
+  monkeypatch.setattr(job, "Recheck", real)
+  code, out, err = commands.here(train, *args[:-1], "--config.debug.recheck_every=1")
+  assert code == 0 and "resumed at step 2" in out and "step 3 was computed twice" in out, err
