@@ -6,6 +6,7 @@ import collections
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,7 +25,7 @@ from mlit_jax.evals.suites.suite import Suite, metric_names
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN, WORST
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig, media_tokens, text_config
-from mlit_jax.training import moments, optimizer
+from mlit_jax.training import moments, optimizer, watch
 from mlit_jax.training.profile import parse_steps
 from mlit_jax.training.trackers import check_trackers
 
@@ -49,6 +50,7 @@ RANGES = {
   "optimizer.b2": (0, 1),
   "optimizer.gradient_clip_norm": (0, ANY),
   "optimizer.z_loss": (0, ANY),
+  "optimizer.max_skipped": (0, ANY),
   "eval.every_steps": (0, ANY),
   "eval.generate_rows": (0, ANY),
   "eval.patience": (0, ANY),
@@ -59,8 +61,13 @@ RANGES = {
   "checkpoint.every_steps": (0, ANY),
   "checkpoint.keep_latest": (1, ANY),
   "checkpoint.keep_best": (0, ANY),
+  "watchdog.step_seconds": (0, ANY),
+  "watchdog.other_seconds": (0, ANY),
+  "watchdog.peer_seconds": (0, ANY),
   "log.every_steps": (1, ANY),
+  "log.spikes": (0, ANY),
   "log.peak_tflops": (0, ANY),
+  "debug.recheck_every": (0, ANY),
 }
 
 
@@ -102,6 +109,7 @@ def check_config(c) -> None:
     ("batch.accumulation_dtype", ("float32", "bfloat16")),
     ("optimizer.name", optimizer.NAMES),
     ("optimizer.moments", moments.FORMATS),
+    ("optimizer.nonfinite", watch.POLICIES),
     ("data.groups", GROUPS),
     ("data.bad_rows", ("error", "drop")),
   ):
@@ -153,6 +161,23 @@ def check_mesh(c, cfg: DecoderConfig, mesh) -> None:
     raise UserError(
       "model.remat is 'offload', but on a CPU activations lie in host memory already; use 'attention_saved', which "
       "keeps the same of them"
+    )
+
+
+def check_recheck(c, mesh) -> None:
+  """Refuse to compare what is not the same twice on healthy devices either."""
+  deterministic = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
+  flags = os.environ.get("XLA_FLAGS", "")
+  if (
+    c.debug.recheck_every
+    and meshes.platform(mesh) == "gpu"
+    and not any(
+      re.search(rf"--{name}(=(true|1)\b|\s|$)", flags, re.IGNORECASE) for name in deterministic
+    )
+  ):
+    raise UserError(
+      f"debug.recheck_every is {c.debug.recheck_every}, but GPUs add up in any order unless told otherwise, so that a step "
+      f"is not the same twice; set XLA_FLAGS='--{deterministic[0]}=true', or debug.recheck_every=0"
     )
 
 

@@ -106,7 +106,7 @@ def _parse(text: str, like, key: str):
   for reader in (ast.literal_eval, json.loads):
     try:
       return reader(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
       continue
   raise UserError(f"--config.{key}={text}: cannot be read as {_kind(like, key)}")
 

@@ -191,8 +191,8 @@ def request_fields(args) -> dict:
     changes = json.loads(args.request or "{}")
     if not isinstance(changes, dict) or changes.keys() & {"model", "messages", "stream"}:
       raise ValueError("an object without model, messages and stream is needed")
-  except ValueError as e:
-    raise UserError(f"--request {args.request}: {e}") from e
+  except (ValueError, RecursionError) as e:
+    raise UserError(f"--request {shorten(args.request)}: {e}") from e
   return {name: value for name, value in (fields | changes).items() if value is not None}
 
 

@@ -94,12 +94,15 @@ def begun(config, workdir) -> pathlib.Path:
   return workdir
 
 
-def start(verb: str, *args, devices: int = 1, **env: str) -> subprocess.Popen:
-  """A command in a process of its own, with as many CPU devices."""
+def start(verb: str, *args, devices: int = 1, before: str = "", **env: str) -> subprocess.Popen:
+  """A command in a process of its own, with as many CPU devices; `before` is Python that makes something fail in it."""
   flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
   flags += f" --xla_force_host_platform_device_count={devices}"
+  how = ["-m", f"mlit_jax.{verb}"]
+  if before:
+    how = ["-c", f"{before}\nimport sys\nfrom mlit_jax.{verb} import main\nsys.exit(main())"]
   return subprocess.Popen(
-    [sys.executable, "-m", f"mlit_jax.{verb}", *map(str, args)],
+    [sys.executable, *how, *map(str, args)],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), **env},
     stdout=subprocess.PIPE,
@@ -173,6 +176,41 @@ def start_several(processes: int, verb: str, *args, of_each=lambda i: {}, **env:
     )
     for i in range(processes)
   ]
+
+
+def begin(processes: int, config, workdir, **more) -> list[subprocess.Popen]:
+  """A training run on one or more processes that work together; `more` as in `start`."""
+  args = ("train", "--config", config, "--workdir", workdir)
+  if processes == 1:
+    return [start(*args, **more)]
+  return start_several(processes, *args, **more)
+
+
+def finish(processes, timeout: float = 240) -> None:
+  """Until all processes of a run have ended, each as it should."""
+  ends = [ended(p, timeout=timeout) for p in processes]
+  assert [code for code, *_ in ends] == [0] * len(processes), ends
+
+
+def final_digest(workdir, step: int) -> dict[str, str]:
+  """The digest of every array of a checkpoint, as it was saved with it."""
+  from mlit_jax.training.checkpoint import read_step_meta
+
+  return read_step_meta(pathlib.Path(workdir) / "checkpoints", step)["digest"]
+
+
+def undisturbed_runs(config, tmp_path_factory, step: int):
+  """Number of processes -> final digest of a run that nobody disturbed, made when first asked for."""
+  found = {}
+
+  def of(processes: int) -> dict[str, str]:
+    if processes not in found:
+      workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+      finish(begin(processes, config, workdir))
+      found[processes] = final_digest(workdir, step)
+    return found[processes]
+
+  return of
 
 
 def wait_for_step(process, workdir, step: int, timeout: float = 240) -> bool:

@@ -174,8 +174,8 @@ def edit_config(folder, **changes) -> None:
 
 
 def bytes_of(folder) -> dict[str, bytes]:
-  """Every file of the folder."""
-  paths = (p for p in pathlib.Path(folder).rglob("*") if p.is_file())
+  """Every file of the folder but SHA256SUMS, which says what they are."""
+  paths = (p for p in pathlib.Path(folder).rglob("*") if p.is_file() and p.name != "SHA256SUMS")
   return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 

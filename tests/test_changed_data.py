@@ -8,6 +8,7 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from mlit_jax import train
+from mlit_jax.checksums import sealed
 from mlit_jax.data import cache, plan
 from mlit_jax.errors import UserError
 from tests import commands
@@ -41,7 +42,8 @@ def copy(began, tmp_path, monkeypatch):
   home = tmp_path / "home"
   shutil.copytree(began, home)
   ledger = home / "run" / "data_plan.json"
-  ledger.write_text(ledger.read_text(encoding="utf-8").replace(str(began), str(home)))
+  text = ledger.read_text(encoding="utf-8").replace(str(began), str(home))
+  ledger.write_text(json.dumps(sealed(json.loads(text))))
   monkeypatch.setenv("HOME", str(home))
   return home
 
@@ -147,6 +149,6 @@ def test_a_checkpoint_of_another_plan(tmp_path):
   (meta,) = (tmp_path / "run" / "checkpoints" / "3").glob("meta/metadata")
   was = json.loads(meta.read_text())
   assert was["plan"] == json.loads((tmp_path / "run" / "data_plan.json").read_text())["hash"]
-  meta.write_text(json.dumps(was | {"plan": "f00d"}))
+  meta.write_text(json.dumps(sealed(was | {"plan": "f00d"})))
   code, _, err = commands.here(train, *args)
   assert code == 2 and "is of plan f00d" in err and was["plan"] in err, err

@@ -14,7 +14,8 @@ ENTRY_POINTS = {
 
 # What the modules of a package, or one module, may import besides themselves.
 MAY_IMPORT = {
-  "errors": set(),
+  "redaction": set(),
+  "errors": {"redaction"},
   "metrics": set(),
   "charts": set(),
   "page": {"charts"},
@@ -24,16 +25,22 @@ MAY_IMPORT = {
   "head": {"mesh"},
   "loops": set(),
   "attention": {"mesh", "errors", "loops"},
-  "runtime": {"errors"},
+  "checksums": {"errors"},
+  "peers": set(),
+  "lifeline": set(),
+  "partial": set(),
+  "runtime": {"errors", "partial", "peers", "redaction"},
+  "signals": {"runtime", "peers"},
+  "watchdog": {"runtime", "peers"},
   "user_file": {"errors"},
   "config": {"errors", "user_file"},
   "detect": {"errors"},
   "conversation": {"errors"},
-  "data": {"batch", "detect", "errors"},
+  "data": {"batch", "detect", "checksums", "errors", "lifeline"},
   # `data` for its spelling of language tags: what the labels of a detector stand for.
   "detectors": {"detect", "data", "errors"},
   "model": {"batch", "routing", "head", "attention", "mesh", "loops", "errors"},
-  "weights": {"model", "mesh", "errors"},
+  "weights": {"model", "mesh", "checksums", "errors", "partial"},
   "training": {
     "batch",
     "routing",
@@ -43,9 +50,12 @@ MAY_IMPORT = {
     "errors",
     "metrics",
     "runtime",
+    "checksums",
+    "signals",
     "config",
     "charts",
     "page",
+    "redaction",
   },
   "planning": {
     "batch",
@@ -59,10 +69,12 @@ MAY_IMPORT = {
     "checks",
   },
   "experiments": {
+    "checksums",
     "data",
     "errors",
     "metrics",
     "runtime",
+    "lifeline",
     "config",
     "opening",
     "weights",
@@ -80,7 +92,16 @@ MAY_IMPORT = {
     "runtime",
     "weights",
   },
-  "reporting": {"experiments", "evals", "training", "charts", "page", "errors", "metrics"},
+  "reporting": {
+    "experiments",
+    "evals",
+    "training",
+    "charts",
+    "page",
+    "errors",
+    "metrics",
+    "redaction",
+  },
   "evals": {
     "batch",
     "mesh",
@@ -93,6 +114,7 @@ MAY_IMPORT = {
     "data",
     "attention",
     "model",
+    "redaction",
   },
 }
 

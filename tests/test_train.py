@@ -195,6 +195,9 @@ def test_an_export_that_computes_something_else_keeps_a_name_that_says_so(
   assert code == 1 and "out.unverified" in err and "other logits" in err, err
   assert "from_pretrained" not in out
   assert [p.name for p in tmp_path.iterdir()] == ["out.unverified"]
+  code, out, err = commands.here(export, *args)  # again: in its place, not beside it
+  assert code == 1 and "out.unverified" in out and "other logits" in err, err
+  assert [p.name for p in tmp_path.iterdir()] == ["out.unverified"]
   code, out, _ = commands.here(export, *args, "--no-verify")  # as asked: not compared
   assert code == 0 and "logits" not in out
   assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.unverified"]

@@ -339,20 +339,26 @@ def _influence(sums_GL4) -> np.ndarray:
 def _canonical(sums_GL4):
   """The sums, sorted, with the better model first; their order; the sign that undoes an exchange.
 
-  Exchanging a and b, or the order of prompts, then changes no draw.
+  Exchanging a and b, or the order of prompts, then changes no draw. The sign is 0 where an exchange gives the
+  same sums: no order of the models is better than the other.
   """
   exchanged_GL4 = sums_GL4[..., [2, 3, 0, 1]]
   orders = [np.lexsort(s.reshape(len(s), -1).T) for s in (sums_GL4, exchanged_GL4)]
   ordered, other = sums_GL4[orders[0]], exchanged_GL4[orders[1]]
   difference = _mean_difference(ordered.sum(axis=0))
   if abs(difference) < 1e-12:
-    difference = 1 if tuple(ordered.ravel()) >= tuple(other.ravel()) else -1
+    if np.array_equal(ordered, other):
+      return ordered, orders[0], 0
+    difference = 1 if tuple(ordered.ravel()) > tuple(other.ravel()) else -1
   return (ordered, orders[0], 1) if difference > 0 else (other, orders[1], -1)
 
 
 def _signed(figure: Figure, sign: int) -> Figure:
   if sign > 0 or figure.value is None:
     return figure
+  if sign == 0 and figure.low is not None:
+    end = max(-figure.low, figure.high)
+    return Figure(0.0, figure.n, -end, end)
   low, high = (None if x is None else -x for x in (figure.high, figure.low))
   return Figure(-figure.value, figure.n, low, high)
 

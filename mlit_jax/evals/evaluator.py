@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -52,12 +52,14 @@ class Evaluator:
     max_seconds: float = 0.0,
     lid: str = "",
     lid_key: str = "--lid",
+    beat: Callable[[], None] = lambda: None,
   ):
     """`languages`: what an answer may be in besides the languages of the sets, e.g. those trained on.
 
     `suites` are run besides the sets; `max_length` bounds their rows in tokens. lid: the detector, see
     open_detector; lid_key: where the user said it. max_seconds: of answering in one run, parted among sets
-    and suites by their prompts (0: no limit); what is left out then stands in `cut`.
+    and suites by their prompts (0: no limit); what is left out then stands in `cut`. beat: is called by all
+    processes alike after each batch and each round of answers; what it raises ends the evaluation.
     """
     self.tokenizer, self.sets, self.rows, self.seed = tokenizer, sets, rows, seed
     self.sampling = dict(temperature=temperature, top_p=top_p, seed=seed)
@@ -82,7 +84,7 @@ class Evaluator:
       asked = {lang for s in sets for lang in s.encoded.languages}
       asked |= {item.lang for s in self.suites for item in s.asked}
       self.detector = open_detector(lid, sorted(asked | set(languages)), where=lid_key)
-    self.max_new_tokens = max_new_tokens
+    self.max_new_tokens, self.beat = max_new_tokens, beat
     self.seconds_per_prompt = max_seconds / max(1, len(prompts))
     self.cut: list[str] = []
 
@@ -102,8 +104,13 @@ class Evaluator:
       records += self._run_suite(params, s)
     return summary.summarise(records, seed=self.seed), records
 
+  def _beating(self, batches: Iterable) -> Iterator:
+    for batch in batches:
+      self.beat()
+      yield batch
+
   def _scored(self, params, s: EvalSet) -> list[Record]:
-    batches = s.batches(self.rows, self.num_segments)
+    batches = self._beating(s.batches(self.rows, self.num_segments))
     scores = likelihood.score(params, self.score_step, batches, range(len(s.encoded)))
     return [
       Record(
@@ -143,7 +150,7 @@ class Evaluator:
   def _run_suite(self, params, s: PreparedSuite) -> list[Record]:
     records = []
     if s.choices:
-      batches = s.choices.rows.batches(self.rows, self.num_segments)
+      batches = self._beating(s.choices.rows.batches(self.rows, self.num_segments))
       examples = range(len(s.choices.rows.encoded))
       records += choice_records(
         s.choices, likelihood.score(params, self.score_step, batches, examples)
@@ -178,6 +185,7 @@ class Evaluator:
       decode=self.tokenizer.decode,
       ids=[ids[i] for i in order],
       max_new_tokens=[most] * len(prompts),
+      progress=lambda done: self.beat(),
       admit=(lambda: main_says(time.monotonic() - began < seconds)) if seconds else None,
       **self.sampling,
     )

@@ -6,21 +6,15 @@ such a run goes on until it is done.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import runpy
-import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from mlit_jax import lifeline
 
 
 def main() -> None:
   parent, verb = int(sys.argv[1]), sys.argv[2]
-  if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
-      os.kill(os.getpid(), signal.SIGKILL)
+  lifeline.end_with(parent)
   sys.argv = [f"mlit_jax.{verb}", *sys.argv[3:]]
   runpy.run_module(f"mlit_jax.{verb}", run_name="__main__", alter_sys=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from rich.table import Table
 
+from mlit_jax import checksums
 from mlit_jax.config import assign, base_config
 from mlit_jax.errors import UserError
 from mlit_jax.evals.judging.costs import Estimate, Prices, tokens_of
@@ -131,7 +132,7 @@ def measured_speed(trained: Path) -> tuple[float, str]:
   found = []
   for folder in sorted(trained.glob("*")) if trained.is_dir() else ():
     if is_trained(folder):
-      ledger = json.loads((folder / "data_plan.json").read_text("utf-8"))
+      ledger = checksums.read_sealed(folder / "data_plan.json")
       lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
       times = [json.loads(line)["time"] for line in lines]
       if len(times) > 1 and times[-1] > times[0]:

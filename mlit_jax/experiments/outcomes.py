@@ -58,9 +58,8 @@ def _read(planned: PlannedRun, sweep: Sweep) -> Outcome:
     return Outcome(name, MISSING, "has no workdir yet")
   run = read_run(planned.workdir)
   reached = max([*(e["step"] for e in run.events), *run.figures], default=0)
-  languages = run.ledger.get("languages", {})
   total = run.ledger.get("steps_done", run.ledger.get("steps"))
-  if not languages or not all("trained" in entry for entry in languages.values()):
+  if not run.is_finished:
     if not (run.ledger or run.figures or run.events):
       return Outcome(name, MISSING, "its workdir holds nothing of a run")
     return Outcome(name, UNFINISHED, f"ended at step {reached} of {total or 'an unknown number'}")

@@ -14,6 +14,7 @@ from mlit_jax import runtime
 from mlit_jax.data.files import read_objects
 from mlit_jax.data.rows import read_sources
 from mlit_jax.errors import UserError
+from mlit_jax.evals.judging.judges import parse_spec
 from mlit_jax.experiments import designs, tasks
 from mlit_jax.experiments.runs import Run, config_file, fill, make_runs
 from mlit_jax.experiments.sweep_files import COVARIATE_KINDS, SEEN, SWEEP_FILE, UNSEEN
@@ -48,6 +49,7 @@ def make_plan(c, arms: Sequence[designs.Arm], covariates: Sequence[Mapping], bas
   if c.at not in ("best", "last"):
     raise UserError(f"at is {c.at!r}; it must be 'best' or 'last'")
   if c.judge:
+    parse_spec(c.judge)  # before it is written into files: it must hold no password
     arms = designs.with_baselines(arms, evaluated, c.budget.total)
   runs = make_runs(c, arms, base)
   comparisons, prompts = [], []

@@ -102,13 +102,13 @@ def read_sweep(folder) -> Sweep:
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
     sweep = _sweep(path.parent, found)
+    _check(path, sweep)
   except OSError as e:
     raise UserError(f"{path} cannot be read ({e.strerror}); name the folder of a sweep") from e
   except KeyError as e:
     raise UserError(f"{path} lacks {e.args[0]!r}; `mlit_jax.sweep` writes it whole") from e
-  except (ValueError, TypeError, AttributeError) as e:
+  except (ValueError, TypeError, AttributeError, RecursionError) as e:
     raise UserError(f"{path} is no sweep.json of ours ({e}); `mlit_jax.sweep` writes one") from e
-  _check(path, sweep)
   return sweep
 
 

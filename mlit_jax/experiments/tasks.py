@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlit_jax import checksums
 from mlit_jax.errors import UserError
 from mlit_jax.experiments.runs import Run
 
@@ -55,7 +56,7 @@ class Comparison:
 def is_trained(workdir: Path) -> bool:
   """Whether the run came to its end: then its ledger says how many steps were done."""
   try:
-    ledger = json.loads((workdir / "data_plan.json").read_text(encoding="utf-8"))
+    ledger = checksums.read_sealed(workdir / "data_plan.json")
   except (OSError, ValueError):
     return False
   return "steps_done" in ledger and (workdir / "report.html").exists()

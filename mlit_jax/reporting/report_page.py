@@ -11,6 +11,7 @@ from pathlib import Path
 from mlit_jax import charts, page
 from mlit_jax.charts import escape, is_number
 from mlit_jax.metrics import LOWER_IS_BETTER, MEAN
+from mlit_jax.redaction import redact
 from mlit_jax.reporting.runs import SUMMARY_ROWS, Cell, config_differences
 from mlit_jax.reporting.tables import grid
 from mlit_jax.training import report
@@ -254,7 +255,7 @@ def _sample(name: str, lang: str, key: str, of: Sequence[_Answer]) -> str:
   prompt = of[0].record.get("prompt", "")
   text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
   drawn = "".join(_answer(lang, a) for a in of)
-  where = f"{name} · {page.language(lang)} · {key}" if name else f"{page.language(lang)} · {key}"
+  where = " · ".join(filter(None, (escape(name), page.language(lang), escape(key))))
   return (
     f'<div class="sample" data-set="{escape(name)}" data-lang="{escape(lang)}"><h4 class="quiet">{where}</h4>'
     f'{_said("p", lang, text)}<div class="answers">{drawn}</div></div>\n'
@@ -289,7 +290,7 @@ def configs(runs: Sequence[Run]) -> str:
   if len(runs) > 1:
     parts.append(_differences(differing, runs) if differing else '<p class="quiet">All alike.</p>')
   for run in runs:
-    text = html.escape(json.dumps(run.config, indent=1, ensure_ascii=False))
+    text = html.escape(redact(json.dumps(run.config, indent=1, ensure_ascii=False)))
     parts.append(f"<details><summary>{escape(run.name)}</summary><pre>{text}</pre></details>")
   return "\n".join(parts)
 
@@ -299,7 +300,7 @@ def _differences(differing: Mapping[str, Sequence[object]], runs: Sequence[Run])
   rows = "".join(
     f'<tr><td class="lang">{escape(key)}</td>'
     + "".join(
-      f'<td class="lang"><code>{escape(charts.shorten(json.dumps(v, ensure_ascii=False), 120))}</code></td>'
+      f'<td class="lang"><code>{escape(charts.shorten(redact(json.dumps(v, ensure_ascii=False)), 120))}</code></td>'
       for v in values
     )
     + "</tr>"

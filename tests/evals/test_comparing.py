@@ -162,6 +162,13 @@ def mirrored(x, y):
     assert (x.figure.low, x.figure.high) == pytest.approx((-y.figure.high, -y.figure.low))
 
 
+def test_models_alike_up_to_an_exchange_have_an_interval_about_zero():
+  a, b = [0.5, 1, 1, 0.5, 0, 0], [1, 0.5, 0, 0.5, 0, 1]
+  for bounds in (None, (0, 1)):
+    figure = paired_difference(a, b, bounds=bounds).figure
+    assert figure.value == 0 and figure.low == -figure.high < 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(pairs, st.randoms(use_true_random=False))
 def test_exchanging_models_negates_and_the_order_of_prompts_does_not_matter(rows, random):

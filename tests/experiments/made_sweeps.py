@@ -43,8 +43,10 @@ def write_run(
           )
         )  # fmt: skip
     write_evaluation(workdir / "evals" / str(step), summarise_records(records), records, model="m")
-  entry = {"examples": 4, "tokens": 40, "trained_tokens": 20}
-  ledger = {"steps": steps, "languages": {"en": entry | ({"trained": entry} if finished else {})}}
+  counts = {"examples": 4, "tokens": 40, "trained_tokens": 20}
+  entry = counts | {"rows_read": 4, "repeats": 0, "truncated": 0, "share_of_trained_tokens": 1.0}
+  entry |= {"per_epoch": 4, "bytes_per_token": 3.0, "dropped": {}}
+  ledger = {"steps": steps, "languages": {"en": entry | ({"trained": counts} if finished else {})}}
   (workdir / "data_plan.json").write_text(json.dumps(ledger))
   (workdir / "config.json").write_text(json.dumps({"config": {}, "versions": {}}))
   (workdir / "metrics.jsonl").write_text(json.dumps({"step": steps // 2, "train/loss": 1.0}) + "\n")

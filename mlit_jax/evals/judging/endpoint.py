@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import mlit_jax
 from mlit_jax.errors import UserError
+from mlit_jax.redaction import redact
 
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 REFUSED_TEXT = (400, 413, 422)  # of this conversation: too long, or filtered
@@ -231,7 +232,7 @@ class Endpoint:
 
   def _clean(self, text: str) -> str:
     """What a server said, shortened, without the key."""
-    text = self._without_key(text)
+    text = redact(self._without_key(text))
     return text if len(text) <= NUM_SHOWN else text[:NUM_SHOWN] + "..."
 
   def _without_key(self, text: str) -> str:

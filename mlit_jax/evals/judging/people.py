@@ -133,7 +133,7 @@ def _rows(path: Path):
   header = text.partition("\n")[0]
   delimiter = max(",;\t", key=header.count)
   csv.field_size_limit(max(csv.field_size_limit(), 4 * MOST_CHARACTERS))
-  reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+  reader = _records(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), path)
   names = [name.strip().lower() for name in next(reader, [])]
   lacking = [name for name in ("key", "verdict") if name not in names]
   if lacking:
@@ -143,3 +143,12 @@ def _rows(path: Path):
   for number, cells in enumerate(reader, 2):
     if any(cell.strip() for cell in cells):
       yield number, dict(zip(names, cells, strict=False))
+
+
+def _records(reader, path: Path):
+  try:
+    yield from reader
+  except csv.Error as e:
+    raise UserError(
+      f"{path}: line {reader.line_num} cannot be read ({e}). Save the sheet as CSV in UTF-8."
+    ) from e

@@ -22,7 +22,7 @@ MARK = regex.compile(r"\[\[[\s*_`'\"]*(A|B|C|TIE)[\s*_`'\"]*\]\]", regex.IGNOREC
 LOOKALIKES = str.maketrans("АВСавс", "ABCabc")
 OPENING = regex.compile(r"([\[［﹇])(?=[\[［﹇])")  # whatever NFKC turns into [
 DECORATION = " \t\r\n*_`'\".,:;!()[]"
-THOUGHT = regex.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", regex.DOTALL)
+THOUGHT_BEGINS, THOUGHT_ENDS = regex.compile("<think(?:ing)?>"), regex.compile("</think(?:ing)?>")
 
 VERSION = 1
 SYNC_SECONDS = 1.0
@@ -35,7 +35,7 @@ def parse(reply: str) -> str | None:
   Marks that differ count only if the last line ends with one: a judge may name them before it
   decides, and one that merely repeats the rubric decides nothing.
   """
-  text = _spelt(THOUGHT.sub(" ", reply))
+  text = _spelt(_without_thoughts(reply))
   if "<think" in text:  # cut off before it came to a verdict
     return None
   if text.strip(DECORATION) in CHOICES:
@@ -130,14 +130,14 @@ class Store:
     for number, line in enumerate(lines, 1):
       try:
         rows.append(json.loads(line))
-        if not isinstance(rows[-1], dict) or (number > 1 and "key" not in rows[-1]):
+        if not isinstance(rows[-1], dict) or (number > 1 and not _is_verdict(rows[-1])):
           raise ValueError("not a verdict")
-      except ValueError as e:
+      except (ValueError, RecursionError) as e:
         raise UserError(
           f"{self.path}:{number} is damaged ({e}). Delete that line, or choose another --out."
         ) from e
     found = rows[0]
-    if found.get("version") != VERSION or "prompts" not in found:
+    if found.get("version") != VERSION or not isinstance(found.get("prompts"), str):
       raise UserError(f"{self.path} is not a file of verdicts. Choose another --out.")
     if found["prompts"] != header["prompts"]:
       raise UserError(
@@ -147,6 +147,23 @@ class Store:
       )
     for row in rows[1:]:
       self.by_key.setdefault(row["key"], row)
+
+
+def _is_verdict(row: dict) -> bool:
+  choices = (*CHOICES.values(), None)
+  return isinstance(row.get("key"), str) and row.get("choice", 0) in choices
+
+
+def _without_thoughts(text: str) -> str:
+  """In one pass: of many beginnings without an end, a pattern would look for it from each."""
+  kept, at = [], 0
+  while begins := THOUGHT_BEGINS.search(text, at):
+    ends = THOUGHT_ENDS.search(text, begins.end())
+    if ends is None:
+      break
+    kept.append(text[at : begins.start()])
+    at = ends.end()
+  return " ".join([*kept, text[at:]])
 
 
 def _spelt(text: str) -> str:

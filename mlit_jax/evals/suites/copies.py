@@ -126,7 +126,10 @@ def _words(path: Path) -> set[str]:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
   if path.suffix in TABLES:
-    yield from _table(path, columns)
+    try:
+      yield from _table(path, columns)
+    except (OSError, csv.Error, UnicodeDecodeError) as e:
+      raise UserError(f"{path}: cannot be read ({e}). Fetch it again, in UTF-8.") from e
   else:
     yield from read_objects(path)
 

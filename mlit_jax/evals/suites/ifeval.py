@@ -61,7 +61,7 @@ def _list(row: Row, column: str) -> list:
   """The list of a column; of tables, as JSON in a field."""
   value = row[column]
   if isinstance(value, str):
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
       value = json.loads(value)
   if not isinstance(value, list):
     raise UserError(f"{row.place}: {column} is {shorten(row[column])}; it must be a list")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlit_jax import user_file
-from mlit_jax.data.files import read_objects
+from mlit_jax.data.files import read_objects, shorten
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Message
 from mlit_jax.errors import UserError
@@ -44,22 +44,33 @@ def is_suite(spec: str) -> bool:
 
 def open_suite(spec: str) -> Suite:
   """NAME:PATH of a shipped suite and its copy, FILE.py with get_suite(), or FILE.suite.json."""
+  if spec.endswith(".py"):
+    suite = _from_python(Path(spec))
+    check(suite)
+    return suite
+  try:
+    suite = _from_copy(spec)
+    check(suite)
+  except (TypeError, ValueError, LookupError, AttributeError) as e:
+    raise UserError(
+      f"the suite {shorten(spec, 200)}: its files hold a value that cannot be ({type(e).__name__}: {e}). Fetch them again, "
+      "or correct them."
+    ) from e
+  return suite
+
+
+def _from_copy(spec: str) -> Suite:
   name, colon, path = spec.partition(":")
   if name in SHIPPED:
     if not colon or not path:
       raise UserError(f"the suite {name} needs the path of a local copy: {name}:PATH")
-    suite = SHIPPED[name](path)
-  elif spec.endswith(".py"):
-    suite = _from_python(Path(spec))
-  elif spec.endswith(".suite.json"):
-    suite = _from_json(Path(spec))
-  else:
-    raise UserError(
-      f"{spec!r} names no suite{_nearest(name)}. Shipped are {', '.join(SHIPPED)}, each as NAME:PATH; or name a file: FILE.py with "
-      "get_suite(), or FILE.suite.json"
-    )
-  check(suite)
-  return suite
+    return SHIPPED[name](path)
+  if spec.endswith(".suite.json"):
+    return _from_json(Path(spec))
+  raise UserError(
+    f"{spec!r} names no suite{_nearest(name)}. Shipped are {', '.join(SHIPPED)}, each as NAME:PATH; or name a file: FILE.py with "
+    "get_suite(), or FILE.suite.json"
+  )
 
 
 def _nearest(name: str) -> str:
@@ -82,7 +93,7 @@ def _from_json(path: Path) -> Suite:
     given = json.loads(path.read_text(encoding="utf-8"))
   except OSError as e:
     raise UserError(f"the suite {path}: cannot be read ({e.strerror})") from None
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise UserError(f"the suite {path}: broken JSON ({e})") from None
   if not isinstance(given, dict) or "prompts" not in given:
     raise UserError(f"the suite {path}: an object with `prompts`, a JSONL file, is expected")
@@ -93,7 +104,7 @@ def _from_json(path: Path) -> Suite:
       raise UserError(
         f"the suite {path}: {key} is {value!r}; it must be a {FILE_KEYS[key].__name__}"
       )
-  items = list(read_prompts(path.parent / given["prompts"]))
+  items = list(read_prompts(_beside(path, given["prompts"])))
   suite = Suite(
     name=given.get("name", path.name.removesuffix(".suite.json")),
     items=items,
@@ -102,8 +113,25 @@ def _from_json(path: Path) -> Suite:
     stop=tuple(given.get("stop", ())),
     chat=given.get("chat", True),
   )
-  languages = {normalise_tag(tag) for tag in given.get("languages", ())}
+  try:
+    languages = {normalise_tag(tag) for tag in given.get("languages", ())}
+  except UserError as e:
+    raise UserError(f"the suite {path}: languages: {e}") from None
   return suite.only(languages) if languages else suite
+
+
+def _beside(path: Path, name: str) -> Path:
+  """The file of prompts that a suite names: in its own folder, or below it."""
+  folder = path.parent.resolve()
+  try:
+    found = (folder / name).resolve()
+  except (OSError, ValueError, RuntimeError) as e:
+    raise UserError(f"the suite {path}: prompts {shorten(name)} is no file name ({e})") from None
+  if not found.is_relative_to(folder):
+    raise UserError(
+      f"the suite {path}: prompts {shorten(name)} leads out of the suite's folder. Put the file beside the suite."
+    )
+  return path.parent / name
 
 
 def read_prompts(path: Path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mlit_jax.data.rows import Conversation, Message
 from mlit_jax.errors import UserError
 
 Score = Callable[["Item", str], Mapping[str, bool | float]]
+NAME = re.compile(r"\w[\w.-]{0,99}")
 MEASURES = ("fidelity", "stopped", "chrf", "exact")  # what any suite may ask for besides its own
 
 
@@ -103,6 +105,11 @@ def metric_names(suite: Suite) -> list[str]:
 def check(suite: Suite) -> None:
   """Refuse what could only go wrong later: items without a question, choices without a right one, equal ids."""
   seen = set()
+  if not isinstance(suite.name, str) or not NAME.fullmatch(suite.name):
+    raise UserError(
+      f"a suite is named {suite.name!r:.80}; a name makes a file and the names of metrics: use letters, digits, '.', '-' "
+      "and '_'"
+    )
   if not suite.items:
     raise UserError(f"the suite {suite.name} has no items")
   unknown = sorted(set(suite.measure) - set(MEASURES))
@@ -115,6 +122,10 @@ def check(suite: Suite) -> None:
     if (item.lang, item.id) in seen:
       raise UserError(f"{place} stands there twice; give every item of a language an id of its own")
     seen.add((item.lang, item.id))
+    if not isinstance(item.group_id, str | int | None):
+      raise UserError(
+        f"{place} has the group_id {item.group_id!r:.80}; it must be a text or a whole number"
+      )
     if not item.messages or item.messages[-1].role != "user" or not item.prompt.strip():
       raise UserError(f"{place} asks nothing; its last message must be a user's, with text")
     if item.choices and not (isinstance(item.answer, int) and 0 <= item.answer < len(item.choices)):

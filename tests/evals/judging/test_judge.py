@@ -212,7 +212,7 @@ def test_verdicts_of_another_prompt_set_are_refused(tmp_path, files, template):
     (["--key_env", "none", "--price_in", "-1", "--price_out", "1"], ["--price_in is -1"]),
     (["--key_env", "none", "--concurrency", "0"], ["--concurrency is 0"]),
     (["--key_env", "none", "--timeout", "0"], ["--timeout is 0"]),
-    (["--key_env", "none", "--request", "[1]"], ["--request [1]"]),
+    (["--key_env", "none", "--request", "[1]"], ["--request '[1]'"]),
     (["--key_env", "none", "--request", '{"model": "x"}'], ["without model"]),
     (["--template", "{missing}"], ["template", "cannot be read"]),
     (["--rubric_language", "ka"], ["no rubric in 'ka'"]),
