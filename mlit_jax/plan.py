@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ os.environ.setdefault(
 
 import jax
 
-from mlit_jax import checks, runtime
+from mlit_jax import checks, checksums, runtime
 from mlit_jax.config import load_config
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig, from_hf, from_scratch
@@ -145,7 +144,7 @@ def planned_segment(workdir: Path) -> int:
   if not path.is_file():
     return 0
   try:
-    languages = json.loads(path.read_bytes())["languages"].values()
+    languages = checksums.read_sealed(path)["languages"].values()
     tokens, examples = (sum(of[name] for of in languages) for name in ("tokens", "examples"))
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(

@@ -8,6 +8,8 @@ from mlit_jax.errors import UserError
 from mlit_jax.model.families import FAMILIES
 from mlit_jax.model.families.common import GLOBAL
 
+MOST_LAYERS = 10_000  # a list of what each layer is like is made of their number
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _COUNTS = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
 
 
@@ -128,15 +130,19 @@ class DecoderConfig:
 def from_hf(config: dict) -> DecoderConfig:
   """DecoderConfig of a parsed config.json; UserError for what this project does not support."""
   family = config.get("model_type")
-  if family not in FAMILIES:
+  if not isinstance(family, str) or family not in FAMILIES:
     raise UserError(
       f"not supported: model_type {family!r}. Supported are {', '.join(sorted(FAMILIES))}."
     )
+  text = text_config(config)
+  layers = [text.get(key) for key in _LAYERS] if isinstance(text, dict) else []
+  if any(isinstance(n, (int, float)) and n > MOST_LAYERS for n in layers):
+    raise UserError(f"config.json of a {family} model has more than {MOST_LAYERS:,} layers")
   try:
     return DecoderConfig(**FAMILIES[family](config))
   except KeyError as e:
     raise UserError(f"config.json of a {family} model has no {e.args[0]!r}") from e
-  except (TypeError, ValueError, ArithmeticError, AttributeError) as e:
+  except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as e:
     raise UserError(f"config.json of a {family} model holds a value that cannot be: {e}") from e
 
 
