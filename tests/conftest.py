@@ -1,7 +1,10 @@
 """The settings of all tests: the CPU as eight devices, and JAX as strict as it gets."""
 
+import ctypes
+import gc
 import os
 import pathlib
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +26,47 @@ SETTINGS = {
 }
 for name, value in SETTINGS.items():
   jax.config.update(name, value)
+
+# Machine code that is quick to make rather than quick to run: three quarters of the time of these tests was
+# LLVM's. XLA reads the flags once, with the first program; commands that tests start compile as for users.
+QUICK = {"xla_backend_optimization_level": 0}
+# Eight devices on two busy cores: one that comes to a collective late has not hung, and XLA would end the process.
+PATIENT = {"xla_cpu_collective_call_terminate_timeout_seconds": 600}
+USUAL = {"xla_backend_optimization_level": 3}
+if jax.__version_info__ < (0, 11):  # later ones may not know it, and XLA ends the process then
+  QUICK["xla_cpu_use_fusion_emitters"] = False
+  USUAL["xla_cpu_use_fusion_emitters"] = True
+if os.environ["JAX_PLATFORMS"] == "cpu" and "XLA_FLAGS" not in os.environ:
+  os.environ["XLA_FLAGS"] = " ".join(
+    f"--{flag}={str(value).lower()}" for flag, value in (QUICK | PATIENT).items()
+  )
+  jax.jit(lambda x: x + 1)(0)
+  del os.environ["XLA_FLAGS"]
+
+
+MOST_MEMORY = 2 * 2**30  # of a process of tests, in bytes: one had 6 GiB and 21,000 maps by the end
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+  """The programs of one file of tests are of no use to the next, nor is what they hold."""
+  yield
+  if sys.platform == "linux" and _resident() > MOST_MEMORY:
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> int:
+  """Bytes of memory that this process has."""
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="session")
+def as_for_users():
+  """compiler_options, where a test is about the bits of two programs or the last digit of sums."""
+  return USUAL
 
 
 @pytest.fixture
