@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,8 @@ STEPS = 1000
 # Of TPU compilers, by version: all that was wanted of a device's memory, or the temporaries alone.
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)")
+# What a TPU's compiler writes down of a program that fits, of the memory of the device first.
+_REPORT, _ALLOCATED = "*memory-usage-report.txt", re.compile(r"Total bytes: (\d+)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -72,7 +76,7 @@ def compile_step(
   with jax.set_mesh(mesh):
     lowered = traced.lower(lowering_platforms=(topology.platform,))
     try:
-      program = lowered.compile()
+      program, allocated = _compile(lowered, topology.platform)
     except jax.errors.JaxRuntimeError as e:
       if "RESOURCE_EXHAUSTED" not in str(e):
         raise
@@ -81,9 +85,21 @@ def compile_step(
   found, moved = program.memory_analysis(), 0
   if topology.platform == "cuda":  # where these are only described, nothing is moved
     moved = streamed_bytes(state.opt_state, cfg)
-  arguments, peak = _allocated(found, sizes["host"], moved, topology.platform)
+  arguments, peak = _arguments_and_peak(found, sizes["host"], moved, topology.platform)
+  peak = allocated or peak
   memory = Memory(**sizes, arguments=arguments, temporaries=max(0, peak - arguments), peak=peak)
   return Compiled(memory, program.as_text(), flops, seconds)
+
+
+def _compile(lowered, platform: str) -> tuple[jax.stages.Compiled, int]:
+  """The program, and the bytes of a device's memory that it gets; 0 where the compiler does not say."""
+  if platform != "tpu":
+    return lowered.compile(), 0
+  with tempfile.TemporaryDirectory(prefix="mlit_plan_") as folder:
+    program = lowered.compile(compiler_options={"xla_dump_to": folder})
+    reports = sorted(Path(folder).glob(_REPORT))
+    found = _ALLOCATED.search(reports[-1].read_text(errors="replace")) if reports else None
+  return program, int(found[1]) if found else 0
 
 
 def written_flops(c, cfg: DecoderConfig, mesh: Mesh) -> float:
@@ -145,7 +161,7 @@ def refused_memory(message: str, sizes: dict[str, int]) -> Memory:
   return Memory(**sizes, arguments=arguments, temporaries=max(0, peak - arguments), peak=peak)
 
 
-def _allocated(found, in_host: int, moved: int, platform: str) -> tuple[int, int]:
+def _arguments_and_peak(found, in_host: int, moved: int, platform: str) -> tuple[int, int]:
   """(arguments, peak): arguments, results that do not take their place, and the temporaries' whole allocation.
 
   XLA's own peak is that of what is alive; the CPU's leaves the temporaries out, and a TPU's adds what rests in the

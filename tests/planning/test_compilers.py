@@ -3,8 +3,11 @@
 import importlib.util
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -13,7 +16,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.mesh import MESH_AXES, make_mesh
 from mlit_jax.model.config import from_hf, from_scratch
 from mlit_jax.model.families import FAMILIES
-from mlit_jax.planning import planner, topologies
+from mlit_jax.planning import compiling, planner, topologies
 from mlit_jax.planning.topologies import open_topology
 from tests import families
 from tests.commands import ROOT
@@ -189,3 +192,23 @@ def test_what_a_gpus_compiler_does_not_tell_is_reckoned():
   assert 2 * b["host"] / 20 < b["peak"] - (a["peak"] - b["host"]) < 2 * b["host"] / 10
   assert any("by arithmetic" in line for line in there["advice"])
   assert there["estimate"]["host_seconds"] > 0 and here["estimate"]["host_seconds"] == 0
+
+
+@tpu
+def test_a_tpus_memory_is_what_is_allocated():
+  """A large array used twice: `memory_analysis` counts it three times, the compiler accepts what has room for two."""
+  devices = open_topology("v5e:1x1").devices
+  x, y = (
+    jax.ShapeDtypeStruct((1024, n), jnp.bfloat16, sharding=SingleDeviceSharding(devices[0]))
+    for n in (4096, 6 * 2**16)
+  )
+
+  def run(x, y):
+    def add(i, total):
+      return total + jnp.matmul(x.T, y * i.astype(y.dtype), preferred_element_type=jnp.float32)
+
+    found = jax.lax.fori_loop(0, 4, add, jnp.zeros((4096, 6 * 2**16)))
+    return jnp.sin(found).reshape(16, 256, -1).sum(0)
+
+  program, allocated = compiling._compile(jax.jit(run).lower(x, y), "tpu")
+  assert 12 * 2**30 < allocated < 15.75 * 2**30 < program.memory_analysis().temp_size_in_bytes
