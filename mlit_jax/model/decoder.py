@@ -19,6 +19,7 @@ from mlit_jax.attention.scoring import SAVED, Rows, Scoring, is_saved
 from mlit_jax.head import Head, head_logits
 from mlit_jax.model import kinds, layers, rope
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.lookup import look_up
 from mlit_jax.routing import Routing, routing_sums
 
 # What the backward pass finds ready, from most memory to least; see docs/memory.md.
@@ -228,8 +229,7 @@ def _write(old_LBSKH, new_LBTKH, positions_BT) -> jax.Array:
 
 def embed(params, cfg: DecoderConfig, tokens_BT, dtype) -> jax.Array:
   """x_BTD. The scale is rounded to the compute dtype, as the published Gemma code does."""
-  table_VD = mesh.gather(params["embed"]["table_VD"].astype(dtype), ("vocab", "embed"))
-  x_BTD = table_VD[tokens_BT]
+  x_BTD = look_up(params["embed"]["table_VD"], ("vocab", "embed"), tokens_BT, dtype)
   if cfg.embed_scale != 1.0:
     x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, dtype)
   if cfg.embed_norm:

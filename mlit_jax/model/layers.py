@@ -12,6 +12,7 @@ from flax import nnx
 from mlit_jax import mesh
 from mlit_jax.model import experts
 from mlit_jax.model.config import DecoderConfig
+from mlit_jax.model.lookup import look_up
 from mlit_jax.model.rope import rotate
 
 
@@ -354,7 +355,8 @@ class LayerInputs(nnx.Module):
   def __call__(self, tokens_BT, x_BTD):
     """inputs_BTLP; `x` are the (first) embeddings as the layers read them."""
     D, P = x_BTD.shape[-1], self.table_VLP.shape[-1]
-    found_BTLP = self.table_VLP[...].astype(x_BTD.dtype)[tokens_BT]
+    table_VLP = self.table_VLP
+    found_BTLP = look_up(table_VLP[...], table_VLP.axes, tokens_BT, x_BTD.dtype)
     found_BTLP = mesh.constrain(found_BTLP, "batch", "length", "layers", "layer_input")
     proj_BTLP = jnp.einsum("BTD,DLP->BTLP", x_BTD, _use(self.proj_DLP, x_BTD.dtype))
     proj_BTLP = self.norm(proj_BTLP * jnp.asarray(D**-0.5, x_BTD.dtype))
