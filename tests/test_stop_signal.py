@@ -16,6 +16,7 @@ with StopSignal() as stop:
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep({pause})
   os.kill(os.getpid(), signal.{second})
+  time.sleep(2)  # whichever thread hears it
   print("saved on", stop.name)
 """
 

@@ -107,16 +107,17 @@ def test_a_layer_of_a_stack_is_moved_at_a_time(name, moments):
 
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True)])
-def test_a_checkpoint_serves_both(tmp_path, first, then):
+def test_a_checkpoint_serves_both(tmp_path, first, then, as_for_users):
   """Two steps, saved, begun again with the state elsewhere: the run that stays, bit by bit."""
   kind = ("adamw", "bfloat16", "bfloat16")
-  stays, begun = Trainer(*kind, sizes=(1, 2, 1)), Trainer(*kind, sizes=(1, 2, 1), offload=first)
+  how = dict(sizes=(1, 2, 1), options=as_for_users)
+  stays, begun = Trainer(*kind, **how), Trainer(*kind, **how, offload=first)
   stays.run(range(4))
   begun.run(range(2))
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(begun.state, {"step": 2, "plan": "p", "trained": {}}, None)
     checkpoints.wait()
-  again = Trainer(*kind, sizes=(1, 2, 1), offload=then)
+  again = Trainer(*kind, **how, offload=then)
   with Checkpoints(tmp_path) as checkpoints:
     again.state, _ = checkpoints.restore(2, abstract_like(again.shapes, again.shardings))
   assert where(again.state.opt_state) == {"pinned_host" if then else "device"}

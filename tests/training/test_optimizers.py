@@ -42,7 +42,9 @@ def optimizer_of(name, moments="float32", by_layer=False, **changes):
 
 
 class Trainer:
-  def __init__(self, name, moments, param_dtype, sizes=(1, 1, 1), microbatches=1, **changes):
+  def __init__(
+    self, name, moments, param_dtype, sizes=(1, 1, 1), microbatches=1, options=None, **changes
+  ):
     self.mesh = meshes.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     optimizer = optimizer_of(name, moments, **changes)
     shapes = decoder.param_shapes(CFG, param_dtype)
@@ -61,6 +63,10 @@ class Trainer:
       accumulation_dtype=jnp.dtype(param_dtype),
       clip_norm=1.0,
     )
+    if options:  # of the compiler
+      with jax.set_mesh(self.mesh):
+        batch = meshes.put_batch(make_batch(0), self.mesh, ROWS)
+        self.step = self.step.lower(self.state, batch).compile(options)
 
   def run(self, numbers):
     losses = []
