@@ -220,6 +220,13 @@ def _gather_backward(axes, _, g):
 gather.defvjp(_gather_forward, _gather_backward)
 
 
+def on_each(run: Callable, in_specs, out_specs) -> Callable:
+  """`run` as every device does it for its part of the arguments; `run` itself where there is one device."""
+  if is_one_device():
+    return run
+  return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
 def by_row(run: Callable, x: jax.Array):
   """`run(x_BT...)` by every device for its own tokens alone, where XLA would bring all together."""
   if is_one_device():

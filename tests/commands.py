@@ -199,6 +199,12 @@ def final_digest(workdir, step: int) -> dict[str, str]:
   return read_step_meta(pathlib.Path(workdir) / "checkpoints", step)["digest"]
 
 
+def ended_digest(processes: int, config, workdir, step: int) -> dict[str, str]:
+  """The final digest of a run that is begun, or goes on, and comes to its end."""
+  finish(begin(processes, config, workdir))
+  return final_digest(workdir, step)
+
+
 def undisturbed_runs(config, tmp_path_factory, step: int):
   """Number of processes -> final digest of a run that nobody disturbed, made when first asked for."""
   found = {}
@@ -206,8 +212,7 @@ def undisturbed_runs(config, tmp_path_factory, step: int):
   def of(processes: int) -> dict[str, str]:
     if processes not in found:
       workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-      finish(begin(processes, config, workdir))
-      found[processes] = final_digest(workdir, step)
+      found[processes] = ended_digest(processes, config, workdir, step)
     return found[processes]
 
   return of

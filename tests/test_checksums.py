@@ -11,6 +11,7 @@ import pytest
 
 from mlit_jax import checksums
 from mlit_jax.errors import UserError
+from tests.damage import KINDS, damage, each_bit
 
 
 @pytest.fixture
@@ -42,17 +43,10 @@ def test_whole(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/ü b.json", checksums.NAME])
-@pytest.mark.parametrize("kind", ["bit", "cut", "empty", "missing"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_damage(folder, name, kind):
   path, rng = folder / name, random.Random(kind + name)
-  data = bytearray(path.read_bytes())
-  if kind == "missing":
-    path.unlink()
-  elif kind == "bit":
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-  else:
-    path.write_bytes(data[: len(data) - 1] if kind == "cut" else b"")
+  assert damage(path, kind, rng, keep=path.stat().st_size - 1)
   if name == checksums.NAME and kind == "missing":
     assert not checksums.check(folder)  # as a folder that somebody else wrote
     return
@@ -61,12 +55,7 @@ def test_damage(folder, name, kind):
 
 
 def test_every_bit_of_the_digests_themselves(folder):
-  path = folder / checksums.NAME
-  whole = path.read_bytes()
-  for at in range(8 * len(whole)):
-    data = bytearray(whole)
-    data[at // 8] ^= 1 << at % 8
-    path.write_bytes(data)
+  for _ in each_bit(folder / checksums.NAME):
     with pytest.raises(UserError):
       checksums.check(folder, may_change=())
 
@@ -107,11 +96,7 @@ def test_a_seal_holds_what_was_written_and_nothing_else(tmp_path, content):
   path = tmp_path / "a.json"
   path.write_text(json.dumps(checksums.sealed(content), ensure_ascii=False))
   assert checksums.read_sealed(path) == json.loads(json.dumps(content))
-  whole = path.read_bytes()
-  for at in range(8 * len(whole)):
-    data = bytearray(whole)
-    data[at // 8] ^= 1 << at % 8
-    path.write_bytes(data)
+  for _ in each_bit(path):
     with pytest.raises(ValueError):
       checksums.read_sealed(path)
 

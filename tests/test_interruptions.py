@@ -163,8 +163,7 @@ def test_a_second_signal_during_a_save_ends_at_once_and_the_half_is_not_used(
   assert time.monotonic() - began < 8
   assert "SIGTERM: ends at once" in ends[-1][2]
   assert not [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
-  commands.finish(commands.begin(processes, config, workdir))
-  assert commands.final_digest(workdir, STEPS) == undisturbed(processes)
+  assert commands.ended_digest(processes, config, workdir, STEPS) == undisturbed(processes)
   assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 

@@ -232,8 +232,7 @@ def test_a_loader_that_blocks(config, undisturbed, tmp_path, processes):
     assert re.search(
       r"process 1 (was last heard of .* in data_wait|has not finished step)", ends[0][2]
     )
-  commands.finish(commands.begin(processes, config, workdir))
-  assert commands.final_digest(workdir, STEPS) == undisturbed(processes)
+  assert commands.ended_digest(processes, config, workdir, STEPS) == undisturbed(processes)
 
 
 @pytest.mark.slow
@@ -259,8 +258,7 @@ def test_a_process_that_is_stopped(config, undisturbed, tmp_path, processes, vic
   word = "has not answered for" if victim == 0 else "was last heard of"
   assert re.search(rf"error: process {victim}\b.* {word}", said), said
   assert list(workdir.glob("stacks-*.txt"))
-  commands.finish(commands.begin(processes, config, workdir))
-  assert commands.final_digest(workdir, STEPS) == undisturbed(processes)
+  assert commands.ended_digest(processes, config, workdir, STEPS) == undisturbed(processes)
 
 
 @pytest.mark.slow
@@ -278,8 +276,7 @@ def test_a_process_that_is_killed(config, undisturbed, tmp_path, processes, vict
     # The network says so at once where all are within a step; else, as in a save, the watchdog misses the process.
     words = rf"has lost another process|has failed|process {victim} was last heard of"
     assert all(re.search(words, err) for *_, err in ends), [err for *_, err in ends]
-  commands.finish(commands.begin(processes, config, workdir))
-  assert commands.final_digest(workdir, STEPS) == undisturbed(processes)
+  assert commands.ended_digest(processes, config, workdir, STEPS) == undisturbed(processes)
 
 
 @pytest.mark.slow

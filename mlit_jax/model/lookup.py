@@ -38,10 +38,10 @@ class _How(NamedTuple):
   shape: tuple[int, ...]  # of the table on one device
   table: P
   tokens: P
+  found: P  # of the result
   vocab: tuple[str, ...]  # mesh axes that cut the words
-  width: tuple[
-    tuple[str, int | None], ...
-  ]  # those that cut the width, and which axis of the tokens they cut too
+  # Those that cut the width, and which axis of the tokens they cut too.
+  width: tuple[tuple[str, int | None], ...]
   others: tuple[str, ...]  # those that cut the tokens alone
 
 
@@ -56,6 +56,7 @@ def _how(table, axes, tokens_BT, dtype) -> _How:
     tuple(n // mesh.shards(cut) for n, cut in zip(table.shape, by_table, strict=True)),
     P(*by_table),
     P(*by_token),
+    P(*by_token, *([None] * (table.ndim - 1))),
     vocab,
     tuple((name, of_tokens.get(name)) for name in width),
     tuple(name for name in of_tokens if name not in width),
@@ -64,8 +65,8 @@ def _how(table, axes, tokens_BT, dtype) -> _How:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _look_up(how: _How, table, tokens_BT):
-  rows = P(*how.tokens, *([None] * (len(how.shape) - 1)))
-  return _on_each(_find, how, (how.table, how.tokens), rows)(table, tokens_BT)
+  find = functools.partial(_find, how)
+  return mesh.on_each(find, (how.table, how.tokens), how.found)(table, tokens_BT)
 
 
 def _forward(how, table, tokens_BT):
@@ -73,19 +74,11 @@ def _forward(how, table, tokens_BT):
 
 
 def _backward(how, tokens_BT, dx):
-  rows = P(*how.tokens, *([None] * (len(how.shape) - 1)))
-  return _on_each(_add_up, how, (rows, how.tokens), how.table)(dx, tokens_BT), None
+  add_up = functools.partial(_add_up, how)
+  return mesh.on_each(add_up, (how.found, how.tokens), how.table)(dx, tokens_BT), None
 
 
 _look_up.defvjp(_forward, _backward)
-
-
-def _on_each(run, how: _How, of_arguments, of_result):
-  """`run` on every device for its part."""
-  run = functools.partial(run, how)
-  if mesh.is_one_device():
-    return run
-  return jax.shard_map(run, in_specs=of_arguments, out_specs=of_result, check_vma=False)
 
 
 def _find(how: _How, table, tokens_BT):

@@ -141,18 +141,12 @@ class _Gradients(NamedTuple):
 
 def _spread(how: _How, x_BTD, kernel, targets_BT, weights_BT, run):
   """`run` on every device for its own tokens and words."""
-  if mesh.is_one_device():
-    return run(how, x_BTD, kernel, targets_BT, weights_BT)
   tokens = P(*how.x_spec[:2])
   specs = _Scores(P(), tokens, tokens if how.best else None)
   if run is _differentiate:
     specs = _Gradients(P(), tokens, how.x_spec, how.kernel_spec)
-  spread = jax.shard_map(
-    functools.partial(run, how),
-    in_specs=(how.x_spec, how.kernel_spec, tokens, tokens),
-    out_specs=specs,
-    check_vma=False,
-  )
+  in_specs = (how.x_spec, how.kernel_spec, tokens, tokens)
+  spread = mesh.on_each(functools.partial(run, how), in_specs, specs)
   return spread(x_BTD, kernel, targets_BT, weights_BT)
 
 

@@ -28,6 +28,7 @@ from mlit_jax.data.sources import open_sources
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.data.worker import map_in_order
 from mlit_jax.errors import UserError
+from tests.damage import KINDS, damage
 
 FOLDER = Path(mlit_jax.__file__).parent / "assets" / "tokenizer12"
 OFF = dict.fromkeys(
@@ -119,20 +120,13 @@ def test_the_lock_of_who_was_killed_after_building_goes(files, tokenizer, tmp_pa
   assert [p.name for p in (tmp_path / "c").iterdir()] == [place.name]
 
 
-@pytest.mark.parametrize("kind", ["bit", "cut", "empty", "missing"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_cache_is_built_again(files, tokenizer, tmp_path, kind):
   first = built(files, recipe_of(tokenizer), tmp_path / "c")
   (place,) = (tmp_path / "c").iterdir()
   rng, before = random.Random(kind), {p.name: p.read_bytes() for p in place.iterdir()}
   for name in sorted(before):
-    path, data = place / name, bytearray(before[name])
-    if kind == "missing":
-      path.unlink()
-    elif kind == "bit":
-      data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-      path.write_bytes(data)
-    else:
-      path.write_bytes(data[: rng.randrange(len(data))] if kind == "cut" else b"")
+    assert damage(place / name, kind, rng)
     said = []
     found = built(files, recipe_of(tokenizer), tmp_path / "c", damaged=said.append)
     assert len(said) == 1 and "built again" in said[0] and str(place) in said[0], (name, said)

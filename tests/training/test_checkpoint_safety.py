@@ -17,6 +17,7 @@ from mlit_jax.training.checkpoint import Checkpoints, abstract_like, read_metric
 from mlit_jax.training.digest import digests
 from mlit_jax.training.events import Events
 from tests import commands
+from tests.damage import damage
 from tests.training.test_checkpoint import bits, make_state, meta, save_all, shapes, shardings_on
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax
@@ -53,22 +54,6 @@ def newest(root):
 
 
 # --------------------------------------------------------------------------------------- damage
-
-
-def damage(path, kind: str, rng) -> bool:
-  """Whether the file is another now."""
-  data = path.read_bytes()
-  if kind == "missing":
-    path.unlink()
-    return True
-  if kind == "bit" and data:
-    at = rng.randrange(8 * len(data))
-    changed = bytearray(data)
-    changed[at // 8] ^= 1 << at % 8
-    path.write_bytes(changed)
-    return True
-  path.write_bytes(data[: rng.randrange(len(data))] if kind == "cut" and data else b"")
-  return bool(data)
 
 
 def assert_found_or_harmless(root, whole: dict) -> bool:

@@ -13,7 +13,8 @@ from mlit_jax import train
 from mlit_jax.opening import open_workdir
 from mlit_jax.training import safety
 from tests import commands
-from tests.training.test_checkpoint_safety import damage, files_of, full
+from tests.damage import damage
+from tests.training.test_checkpoint_safety import files_of, full
 
 LINES = (
   "c.epochs, c.steps, c.batch.rows = 0, 6, 8",
