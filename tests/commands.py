@@ -5,6 +5,7 @@ code, out, err = commands.here(train, "--config", config, "--workdir", tmp_path 
 """
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import os
@@ -19,6 +20,18 @@ from unittest import mock
 from mlit_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Machine code that is quick to make rather than quick to run: three quarters of the time of these tests was LLVM's.
+QUICK = {"xla_backend_optimization_level": 0}
+USUAL = {"xla_backend_optimization_level": 3}
+# Eight devices on two busy cores: one that comes to a collective late has not hung, and XLA would end the process.
+PATIENT = {"xla_cpu_collective_call_terminate_timeout_seconds": 600}
+if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (
+  0,
+  11,
+):  # later ones may not know it, and XLA ends the process then
+  QUICK["xla_cpu_use_fusion_emitters"] = False
+  USUAL["xla_cpu_use_fusion_emitters"] = True
+XLA_FLAGS = " ".join(f"--{flag}={str(value).lower()}" for flag, value in (QUICK | PATIENT).items())
 COUNTS = {"en": 16, "sw": 4, "zh": 4}
 
 _CONFIG = """from pathlib import Path
@@ -96,7 +109,8 @@ def begun(config, workdir) -> pathlib.Path:
 
 def start(verb: str, *args, devices: int = 1, before: str = "", **env: str) -> subprocess.Popen:
   """A command in a process of its own, with as many CPU devices; `before` is Python that makes something fail in it."""
-  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+  flags = os.environ.get("XLA_FLAGS", XLA_FLAGS)
+  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
   flags += f" --xla_force_host_platform_device_count={devices}"
   how = ["-m", f"mlit_jax.{verb}"]
   if before:

@@ -12,9 +12,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"mlit_jax_tests_{os.getuid()}" / "xla"
 os.environ["MLIT_COMPILATION_CACHE"] = str(CACHE)
 
+import hypothesis.internal.reflection  # noqa: E402, F401  (here: beside threads of JAX CPython 3.11 may not parse it)
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from tests import commands  # noqa: E402
 
 SETTINGS = {
   "jax_num_cpu_devices": 8,  # of this process alone: a command that a test starts has one
@@ -27,19 +30,9 @@ SETTINGS = {
 for name, value in SETTINGS.items():
   jax.config.update(name, value)
 
-# Machine code that is quick to make rather than quick to run: three quarters of the time of these tests was
-# LLVM's. XLA reads the flags once, with the first program; commands that tests start compile as for users.
-QUICK = {"xla_backend_optimization_level": 0}
-# Eight devices on two busy cores: one that comes to a collective late has not hung, and XLA would end the process.
-PATIENT = {"xla_cpu_collective_call_terminate_timeout_seconds": 600}
-USUAL = {"xla_backend_optimization_level": 3}
-if jax.__version_info__ < (0, 11):  # later ones may not know it, and XLA ends the process then
-  QUICK["xla_cpu_use_fusion_emitters"] = False
-  USUAL["xla_cpu_use_fusion_emitters"] = True
+# XLA reads the flags once, with the first program.
 if os.environ["JAX_PLATFORMS"] == "cpu" and "XLA_FLAGS" not in os.environ:
-  os.environ["XLA_FLAGS"] = " ".join(
-    f"--{flag}={str(value).lower()}" for flag, value in (QUICK | PATIENT).items()
-  )
+  os.environ["XLA_FLAGS"] = commands.XLA_FLAGS
   jax.jit(lambda x: x + 1)(0)
   del os.environ["XLA_FLAGS"]
 
@@ -66,7 +59,7 @@ def _resident() -> int:
 @pytest.fixture(scope="session")
 def as_for_users():
   """compiler_options, where a test is about the bits of two programs or the last digit of sums."""
-  return USUAL
+  return commands.USUAL
 
 
 @pytest.fixture

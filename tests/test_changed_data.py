@@ -138,6 +138,7 @@ def test_another_mixture_or_setting(copy, key, value, said):
   assert key in message and said in message and str(copy / "run") in message
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_plan(tmp_path):
   """Folders of two runs mixed up: data_plan.json fits the data, the checkpoint was made on other rows."""
   config = commands.write_config(

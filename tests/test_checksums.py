@@ -54,6 +54,7 @@ def test_damage(folder, name, kind):
     checksums.check(folder, may_change=())
 
 
+@pytest.mark.slow
 def test_every_bit_of_the_digests_themselves(folder):
   for _ in each_bit(folder / checksums.NAME):
     with pytest.raises(UserError):

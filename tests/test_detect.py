@@ -173,6 +173,7 @@ def test_many_real_sentences(detector):
     )
 
 
+@pytest.mark.slow
 def test_a_guess_comes_with_its_confidence():
   lang, sure = detect.guess_language(TWELVE["fi"])
   assert lang == "fi" and sure > 0.99

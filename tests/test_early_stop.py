@@ -54,6 +54,7 @@ def test_a_run_that_gets_no_better_ends_and_its_ledger_holds(tmp_path):
   assert json.loads((root / "data_plan.json").read_text()) == ledger
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_better_goes_on_to_its_end(tmp_path):
   config = write_config(
     tmp_path, "c.epochs, c.steps = 0, 6", "c.eval.patience = 1", "c.eval.generate_rows = 0", "c.mesh.fsdp = 4",

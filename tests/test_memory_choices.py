@@ -89,6 +89,7 @@ def test_what_cannot_be_is_refused(tmp_path, lines, words):
   assert code == 2 and err.count("\n") == 1 and all(word in err for word in words), err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_optimizer_in_the_other_memory(tmp_path):
   """Stopped after two of four steps and ended with the state in the host's memory: bit by bit the run that was not."""
   lines = (ROWS, "c.epochs, c.steps = 0, 4", "c.eval.sets = {}", "c.eval.every_steps = 0")

@@ -113,6 +113,7 @@ def test_nothing_is_saved_at_the_end_or_on_a_signal_either(run, tmp_path, bad, h
   assert saved(tmp_path / "run") == [step for step in (2, 4) if step < bad]
 
 
+@pytest.mark.slow
 def test_without_a_bad_step_skip_is_stop_and_resumed_after_one_is_the_run(run, tmp_path):
   """Bit by bit; also the files: what was skipped is counted once."""
   for name, args in (("stop", ()), ("skip", (SKIP,))):
@@ -137,6 +138,7 @@ def test_without_a_bad_step_skip_is_stop_and_resumed_after_one_is_the_run(run, t
   assert [e["train/skipped"] for e in commands.events(parts) if "train/skipped" in e] == [1, 2]
 
 
+@pytest.mark.slow
 def test_too_many_end_the_run(run, tmp_path):
   args = (SKIP, "--config.optimizer.max_skipped=1")
   code, out, err = run("run", *args, bad=(2, 5, 6))
@@ -178,6 +180,7 @@ def test_a_spike_is_told_with_its_language_and_row(tmp_path, monkeypatch):
   assert f"row {ROW} at " in said and place in said and "spikes.jsonl" in said
 
 
+@pytest.mark.slow
 def test_a_report_without_memory_for_it_ends_no_run(tmp_path, monkeypatch):
   def no_memory(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")

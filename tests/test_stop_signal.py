@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from tests import commands
+from tests.few import few
 
 RUN = """
 import os, signal, sys, time
@@ -21,7 +22,7 @@ with StopSignal() as stop:
 """
 
 
-@pytest.mark.parametrize("second, number", [("SIGTERM", 15), ("SIGUSR1", 10)])
+@pytest.mark.parametrize("second, number", few(1, [("SIGTERM", 15), ("SIGUSR1", 10)]))
 def test_two_signals_at_once_are_one(second, number):
   """As under SLURM, which signals all processes of a job, while a sweep tells its runs."""
   for pause, code, out in ((0.1, 0, "saved on SIGTERM\n"), (1.2, 128 + number, "")):

@@ -121,6 +121,7 @@ def test_the_same_command_again_changes_nothing(finished):
   assert "resumed" in out or "finished" in out
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_gives_the_same_run(finished, tmp_path):
   """Two devices, resumed from nothing: the same batches and the same losses."""
   workdir, config, *_ = finished

@@ -15,6 +15,7 @@ from mlit_jax.attention.scoring import Rows, Scoring
 from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from tests.attention import cases
+from tests.few import few
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def run_of(rows, window, needs):
   )
 
 
-@pytest.mark.parametrize("window", [0, 4, 11])
+@pytest.mark.parametrize("window", few(1, [4, 0, 11]))
 def test_segments_windows_and_padding(calls, window):
   rows, qkv = cases.packed_rows(3, 40, 8), cases.random_qkv(3, 40, 4, 2, 8)
   needs = cases.needs_of(*qkv[:2], windows=(0, 4, 11), max_segments=20)

@@ -15,6 +15,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from tests.attention import cases
+from tests.few import few
 
 
 def test_heads_that_divide_are_dealt_out_and_others_cut_rows():
@@ -26,15 +27,18 @@ def test_heads_that_divide_are_dealt_out_and_others_cut_rows():
 @pytest.mark.parametrize("name", ["xla", "xla_chunked"])
 @pytest.mark.parametrize(
   "sizes, heads, kv_heads, window, softcap, slopes",
-  [
-    (dict(fsdp=2, context=4), 6, 2, 0, None, False),
-    (dict(fsdp=2, context=4), 6, 2, 7, 2.0, False),  # from one part into the one before
-    (dict(fsdp=2, context=4), 3, 3, 20, None, True),  # over several parts
-    (dict(fsdp=1, context=4, tensor=2), 6, 2, 7, None, False),  # heads over tensor alone
-    (dict(fsdp=1, context=4, tensor=2), 6, 3, 0, 3.0, False),  # and kv heads over neither
-    (dict(data=2, fsdp=1, context=2, tensor=2), 6, 1, 11, None, True),
-    (dict(context=8), 4, 1, 5, 1.0, False),  # five tokens a part: no multiple of anything
-  ],
+  few(
+    2,
+    [
+      (dict(fsdp=2, context=4), 6, 2, 7, 2.0, False),  # from one part into the one before
+      (dict(data=2, fsdp=1, context=2, tensor=2), 6, 1, 11, None, True),
+      (dict(fsdp=2, context=4), 6, 2, 0, None, False),
+      (dict(fsdp=2, context=4), 3, 3, 20, None, True),  # over several parts
+      (dict(fsdp=1, context=4, tensor=2), 6, 2, 7, None, False),  # heads over tensor alone
+      (dict(fsdp=1, context=4, tensor=2), 6, 3, 0, 3.0, False),  # and kv heads over neither
+      (dict(context=8), 4, 1, 5, 1.0, False),  # five tokens a part: no multiple of anything
+    ],
+  ),
 )
 def test_a_mesh_gives_the_numbers_of_one_device(
   name, sizes, heads, kv_heads, window, softcap, slopes

@@ -14,6 +14,7 @@ from mlit_jax.attention.choice import BACKENDS, attend
 from mlit_jax.attention.scoring import Rows, Scoring
 from mlit_jax.model import decoder
 from tests.attention import cases
+from tests.few import few
 
 LENGTH = 256
 
@@ -52,12 +53,15 @@ def compare(name, qkv, rows, window, needs):
 
 @pytest.mark.parametrize(
   "mean, window, softcap",
-  [
-    (40, 0, None),
-    (200, 50, None),
-    (200, 150, 3.0),  # over several tiles
-    (60, 0, 2.0),
-  ],
+  few(
+    1,
+    [
+      (200, 150, 3.0),  # over several tiles
+      (40, 0, None),
+      (200, 50, None),
+      (60, 0, 2.0),
+    ],
+  ),
 )
 def test_segments_windows_and_soft_caps(name, small_tiles, mean, window, softcap):
   rows, qkv = cases.packed_rows(2, LENGTH, mean), cases.random_qkv(2, LENGTH, 4, 2, 64)
@@ -66,7 +70,9 @@ def test_segments_windows_and_soft_caps(name, small_tiles, mean, window, softcap
   assert compare(name, qkv, rows, window, needs) < 2e-6
 
 
-@pytest.mark.parametrize("head_dim, groups", [(64, 1), (80, 4), (96, 2), (128, 4), (256, 1)])
+@pytest.mark.parametrize(
+  "head_dim, groups", few(1, [(80, 4), (64, 1), (96, 2), (128, 4), (256, 1)])
+)
 def test_head_sizes_and_groups(name, head_dim, groups):
   rows, qkv = (
     cases.packed_rows(1, LENGTH, 90),
@@ -75,6 +81,7 @@ def test_head_sizes_and_groups(name, head_dim, groups):
   assert compare(name, qkv, rows, 0, cases.needs_of(*qkv[:2], platform="tpu")) < 2e-6
 
 
+@pytest.mark.slow
 def test_long_rows(name, small_tiles):
   """More tiles than four: gradients of queries are then added up in another way."""
   rows, qkv = cases.packed_rows(1, 640, 300), cases.random_qkv(1, 640, 2, 1, 64)
@@ -96,6 +103,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name):
   assert cases.worst_difference(jax.device_get(found), jax.device_get(expected)) < 2e-6
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_computed_again_keeps_its_results(name, monkeypatch):
   """One forward kernel a layer, not two; also where layers have windows of their own."""
   # JAX 0.10 leaves kernels whose results nobody uses for XLA to drop (tests/planning/test_kernels.py).

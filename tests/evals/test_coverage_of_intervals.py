@@ -22,6 +22,7 @@ from mlit_jax.evals.statistics import (
   proportion_figure,
   ratio_figure,
 )
+from tests.few import few
 
 NUM_EVALUATIONS = 2000
 
@@ -228,16 +229,16 @@ def ranked(n, strengths):
 
 CASES = {
   "share, 50 prompts, 3 answers": shares(50, 3, 0.7, 0.4),
+  "win score, 50 prompts": judged(50, 0.3, 0.5),
+  "difference of shares, 60 prompts, 2 answers": paired_shares(60, 2),
   "share, 617 prompts, 2 answers, near the end": shares(617, 2, 0.9, 0.4),
   "share, 60 prompts, 4 answers, at the end": shares(60, 4, 0.95, 0.3),
-  "win score, 50 prompts": judged(50, 0.3, 0.5),
   "win score, 617 prompts": judged(617, 0.4, 0.2),
   "win score, 50 prompts, near the end": judged(50, 0.85, 0.1),
   "mean, 50 prompts, 3 answers": means(50, 3),
   "ratio, 60 prompts, 2 answers": losses(60, 2),
   "macro share, 50 prompts, 6 parallel languages": parallel_shares(50, 6),
   "difference of means, 80 prompts": paired_means(80),
-  "difference of shares, 60 prompts, 2 answers": paired_shares(60, 2),
   "macro difference, 60 prompts, 4 parallel languages": parallel_differences(60, 4),
   "without position, 120 prompts": without_position(120, 0.7, "without"),
   "without net position, 120 prompts": without_position(120, 1.0, "without_net"),
@@ -249,13 +250,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(3, CASES))
 def test_an_interval_covers_what_it_claims(case, monkeypatch):
   # The p value beside a difference costs more than its interval, and is not asked for here.
   monkeypatch.setattr(comparing, "swap_p_value", lambda sums, seed: None)
   assert 0.93 <= coverage(CASES[case]) <= 0.97
 
 
+@pytest.mark.slow
 def test_the_mean_of_win_scores_covers():
   """Through the verdicts; fewer evaluations, since five rates are worked out in each."""
   assert 0.91 <= coverage(judged_in_two_languages(50), num=300) <= 0.99
@@ -263,11 +265,14 @@ def test_the_mean_of_win_scores_covers():
 
 @pytest.mark.parametrize(
   "careless",
-  [
-    shares(50, 8, 0.7, 0.6, clustered=False),
-    means(50, 8, clustered=False),
-    parallel_shares(50, 6, together=False),
-  ],
+  few(
+    1,
+    [
+      shares(50, 8, 0.7, 0.6, clustered=False),
+      means(50, 8, clustered=False),
+      parallel_shares(50, 6, together=False),
+    ],
+  ),
   ids=["share", "mean", "macro share"],
 )
 def test_intervals_that_forget_what_belongs_together_do_not(careless):

@@ -225,6 +225,7 @@ def test_a_subset_in_another_order_gets_the_same_answers():
   assert without != found
 
 
+@pytest.mark.slow
 def test_more_steps_than_the_cache_has_room_for_at_first(monkeypatch):
   """The cache grows and rows shrink on the way; neither changes an answer."""
   params = make_params(WINDOWS)

@@ -109,6 +109,7 @@ def test_a_whole_text_is_scored_once_per_token_in_windows(lm, model, theirs):
   assert found == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_answers_are_cut_at_stop_strings_and_lengths(lm):
   prompts = [
     (f"<|user|>{q}<|assistant|>", {"until": ["."], "max_gen_toks": 24}) for q in ("Why?", "Miksi?")
@@ -122,6 +123,7 @@ def test_answers_are_cut_at_stop_strings_and_lengths(lm):
   assert long.startswith(short) and 0 < len(short) < len(long)
 
 
+@pytest.mark.slow
 def test_the_package_runs_its_tasks_on_our_model(lm, tmp_path):
   rows = [
     {"q": "Two and two?", "a": "four", "b": "the moon", "right": 0},

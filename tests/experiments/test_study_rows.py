@@ -317,6 +317,7 @@ def lines_of(row):
 
 
 @needs_data
+@pytest.mark.slow
 def test_two_runs_are_byte_for_byte_equal(made, tmp_path):
   tokenizer = TOKENIZER if TOKENIZER.exists() else OTHER_TOKENIZER
   assert make(tmp_path, "2", tokenizer).returncode == 0

@@ -14,6 +14,7 @@ from mlit_jax.experiments.replicates import (
   variance_parts,
 )
 from mlit_jax.experiments.smallest import FALLS, NONE, PROMPTS, RISES, UNTESTED, verdict
+from tests.few import few
 
 XS = (0, 1, 10, 50, 100)
 
@@ -98,6 +99,7 @@ def simulate(mean_of, sweeps, *, replicates_each=5, of_draw=0.0, seed=0, metric=
   return out
 
 
+@pytest.mark.slow
 def test_noise_is_called_an_effect_in_five_percent_of_sweeps():
   found = simulate(lambda x: 0.0, 2000)
   claimed = np.mean([v.says != NONE for v in found])
@@ -106,6 +108,7 @@ def test_noise_is_called_an_effect_in_five_percent_of_sweeps():
   assert all(v.smallest is None for v in found if v.says == NONE)
 
 
+@pytest.mark.slow
 def test_the_first_point_of_noise_is_in_the_set_of_the_best():
   """Testing each point against the best one as if it had been named in advance fails here."""
   found = simulate(lambda x: 0.0, 2000, seed=1)
@@ -118,7 +121,7 @@ def test_the_first_point_of_noise_is_in_the_set_of_the_best():
   assert np.mean(naive) > 0.1
 
 
-@pytest.mark.parametrize("metric, sign", [("chrf", 1), ("loss", -1)])
+@pytest.mark.parametrize("metric, sign", few(1, [("chrf", 1), ("loss", -1)]))
 def test_a_jump_at_one_percent_is_found_there(metric, sign):
   found = simulate(lambda x: sign * 8.0 * (x > 0), 400, metric=metric, of_draw=1.0)
   assert np.mean([v.says == RISES and v.smallest == 1 for v in found]) > 0.93
@@ -127,12 +130,14 @@ def test_a_jump_at_one_percent_is_found_there(metric, sign):
   assert not any(v.smallest == 0 for v in found)
 
 
+@pytest.mark.slow
 def test_a_small_jump_is_missed_and_never_put_at_the_first_point():
   found = simulate(lambda x: 0.5 * (x > 0), 300)
   assert 0.02 < np.mean([v.says == RISES for v in found]) < 0.6
   assert all(v.smallest != 0 for v in found)
 
 
+@pytest.mark.slow
 def test_a_rise_over_several_points_names_the_last_of_them():
   found = simulate(lambda x: {0: 0, 1: 10, 10: 20}.get(x, 30), 200)
   assert np.mean([v.smallest == 50 for v in found]) > 0.93
@@ -169,6 +174,7 @@ def test_single_runs_are_tested_over_prompts():
   assert none.says == UNTESTED and "no scores of the same single prompts" in none.why
 
 
+@pytest.mark.slow
 def test_noise_of_prompts_is_called_a_difference_in_five_percent():
   claimed = []
   for seed in range(300):

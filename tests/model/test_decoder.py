@@ -82,6 +82,14 @@ T = 16  # of the packed rows: 7 + 1 + 5, and 9
 # activations in float64.
 GRADIENT_TOLERANCE = {"gemma4_text": 3e-5}
 every_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
+IN_THE_FAST_SUITE = ("llama", "gemma3", "alibi")
+most_configs_slowly = pytest.mark.parametrize(
+  "cfg",
+  [
+    pytest.param(cfg, id=name, marks=[pytest.mark.slow] * (name not in IN_THE_FAST_SUITE))
+    for name, cfg in CONFIGS.items()
+  ],
+)
 
 
 def make_params(cfg, seed=0):
@@ -138,7 +146,7 @@ def weigh(logits, seed):
   )
 
 
-@every_config
+@most_configs_slowly
 def test_packed_equals_unpacked(cfg, assert_close):
   params = make_params(cfg)
   arrays, places = packed()
@@ -163,7 +171,7 @@ def test_packed_equals_unpacked(cfg, assert_close):
     assert (np.abs(grad).max() > 0) == (path[-1].key not in BUFFERS), path
 
 
-@every_config
+@most_configs_slowly
 def test_each_token_sees_exactly_its_past(cfg):
   """d logits[t] / d x[s] over the embedded tokens: zero for the future, other examples and padding."""
   params = make_params(cfg)
@@ -211,7 +219,7 @@ def test_a_window_of_w_sees_w_tokens():
     assert (np.abs(logits(other) - logits(ids)).max() > 0) == (distance < 3), distance
 
 
-@every_config
+@most_configs_slowly
 def test_padding_leaks_nothing(cfg):
   params = make_params(cfg)
   (tokens, positions, segments), places = packed()
@@ -225,7 +233,7 @@ def test_padding_leaks_nothing(cfg):
     np.testing.assert_array_equal(one[row, at], two[row, at])
 
 
-@every_config
+@most_configs_slowly
 def test_cached_equals_full(cfg, assert_close):
   """Two prompts of different lengths at once, then one token after the other."""
   params = make_params(cfg)
@@ -249,7 +257,7 @@ def test_cached_equals_full(cfg, assert_close):
       assert_close(logits[r, 0], full[r][at[r]])
 
 
-@every_config
+@most_configs_slowly
 def test_remat_changes_no_gradient_and_saves_what_it_says(cfg, assert_close):
   params = make_params(cfg)
   arrays, _ = packed()

@@ -104,6 +104,7 @@ def test_other_families(tmp_path, variant, mesh):
   assert f["collectives"]
 
 
+@pytest.mark.slow
 def test_search(tmp_path, monkeypatch):
   """Of a compiler whose peaks are known: remat none 100 a row, the others less, in MiB, and 200 always."""
   per_row = {"none": 100, "dots_saved": 60, "attention_saved": 40, "full": 30}
@@ -206,6 +207,7 @@ def test_parameters_that_stay_whole_are_named():
   assert "mesh.fsdp=4 with mesh.data=2" in line
 
 
+@pytest.mark.slow
 def test_a_mesh_over_slices_is_advised_on():
   cfg = from_hf(families.keys_of("llama", families.IDS))
   c = load_config(str(QUICKSTART), [])

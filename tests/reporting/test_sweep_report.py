@@ -167,6 +167,7 @@ def test_charts_in_the_page_are_whole(made):
   assert len(list(ElementTree.fromstring(drawn[0]).iter("circle"))) == 3 * 5 * (4 + 1)
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_bytes(made, tmp_path):
   for out in made:
     code, _, err = here(report, out.parent / "sweep", "--out", tmp_path / out.parent.name)

@@ -353,7 +353,10 @@ def test_a_folder_that_goes_while_it_is_written(tmp_path, monkeypatch):
     )  # fmt: skip
     checkpoints.save(make_state(2), meta(2), None)
     checkpoints.wait()
-    assert alarms and "step 2 is not saved" in alarms[0][1]
+    if alarms:
+      assert "step 2 is not saved" in alarms[0][1]
+    else:  # its writers came late, and made the folder again: then it is whole
+      assert bits(checkpoints.restore(2, abstract())[0]) == bits(make_state(2))
     for _ in range(1000):  # threads of the failed save may still write where the folder was
       shutil.rmtree(folder, ignore_errors=True)
       with contextlib.suppress(OSError):

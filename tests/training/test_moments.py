@@ -64,6 +64,7 @@ def test_weights_in_bfloat16_go_where_they_are_sent(learning_rate):
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "int8"])
+@pytest.mark.slow
 def test_second_moments_follow_gradients_that_shrink(how):
   """b2 = .999. Gradients of one size for 4,000 steps, then half of them of a tenth: to the true value.
 

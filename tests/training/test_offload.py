@@ -11,6 +11,7 @@ from mlit_jax.model import decoder
 from mlit_jax.stepping import make_stepping
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like
 from tests.commands import ROOT
+from tests.few import few
 from tests.training.test_optimizers import CFG, SPECS, Trainer, optimizer_of, random_like
 
 KINDS = [
@@ -61,7 +62,7 @@ class Updates:
       return self.update.trace(self.grads[0], self.state, self.params, jnp.int32(0))
 
 
-@pytest.mark.parametrize("name, moments, param_dtype", KINDS)
+@pytest.mark.parametrize("name, moments, param_dtype", few(1, KINDS))
 def test_the_same_bits_wherever_the_state_rests(name, moments, param_dtype, as_for_users):
   there, here = (
     Updates(name, moments, param_dtype, as_for_users, offload=offload).run()
@@ -107,6 +108,7 @@ def test_a_layer_of_a_stack_is_moved_at_a_time(name, moments):
 
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True)])
+@pytest.mark.slow
 def test_a_checkpoint_serves_both(tmp_path, first, then, as_for_users):
   """Two steps, saved, begun again with the state elsewhere: the run that stays, bit by bit."""
   kind = ("adamw", "bfloat16", "bfloat16")

@@ -115,6 +115,7 @@ AS_MATRIX = {"q_DNH": (64, 128), "o_NHD": (128, 64), "up_DF": (64, 64), "k_DKH":
 
 
 @pytest.mark.parametrize("name", ["muon", "adafactor"])
+@pytest.mark.slow
 def test_matrices_of_layers_are_those_of_optax_one_by_one(params, name, assert_close):
   """Heads merged, each layer by itself: what optax makes of the same matrices when given them so."""
   transform = {
@@ -208,6 +209,7 @@ def test_any_mesh_equals_one_device(name, moments, param_dtype):
   assert np.mean(np.abs(a - b) > 2e-2 * np.abs(a) + 2e-3) < 1e-2
 
 
+@pytest.mark.slow
 def test_the_same_bits_on_any_mesh():
   """One update from equal gradients: bit by bit the same weights in bfloat16."""
   out = []
@@ -226,6 +228,7 @@ def test_the_same_bits_on_any_mesh():
 
 
 @every_kind
+@pytest.mark.slow
 def test_saved_and_begun_again_is_the_same_bit_by_bit(tmp_path, name, moments, param_dtype):
   trainer = Trainer(name, moments, param_dtype, sizes=(1, 2, 1))
   trainer.run(range(2))

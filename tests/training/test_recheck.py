@@ -171,6 +171,7 @@ def test_every_optimizer_is_the_same_twice(kind, offload):
   assert bits(plain.state) == bits(twice.state)
 
 
+@pytest.mark.slow
 def test_a_run_ends_without_saving_and_goes_on_elsewhere(tmp_path, monkeypatch):
   lines = (
     "c.batch.rows = 8", "c.epochs, c.steps = 0, 6", "c.eval.sets = {}", "c.checkpoint.keep_best = 0",

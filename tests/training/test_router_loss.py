@@ -16,6 +16,7 @@ from mlit_jax.routing import Routing, balance_loss
 from mlit_jax.training import flops
 from mlit_jax.training.optimizer import from_optax
 from mlit_jax.training.step import State, make_train_step, split_rows, state_shardings
+from tests.few import few
 from tests.training.test_step import LANGUAGES, ROWS, make_batch
 
 WEIGHT = 0.5  # large, so that the gradient is felt
@@ -98,15 +99,18 @@ def test_the_loss_is_nll_and_balance(whole, assert_close):
 
 @pytest.mark.parametrize(
   "cfg, sizes, split",
-  [
-    (CFG, dict(fsdp=1, expert=8), 8),
-    (CFG, dict(fsdp=2, expert=4), 8),
-    (CFG, dict(fsdp=2, expert=2, tensor=2), 8),
-    (CFG, dict(data=2, fsdp=1, expert=2, tensor=2), 4),
-    (CFG, dict(data=2, fsdp=2, tensor=2), 4),
-    (SIX, dict(fsdp=2, expert=4), 2),  # every device has all six
-    (SIX, dict(fsdp=1, expert=2, tensor=4), 8),
-  ],
+  few(
+    2,
+    [
+      (CFG, dict(fsdp=2, expert=2, tensor=2), 8),
+      (SIX, dict(fsdp=2, expert=4), 2),  # every device has all six
+      (CFG, dict(fsdp=1, expert=8), 8),
+      (CFG, dict(fsdp=2, expert=4), 8),
+      (CFG, dict(data=2, fsdp=1, expert=2, tensor=2), 4),
+      (CFG, dict(data=2, fsdp=2, tensor=2), 4),
+      (SIX, dict(fsdp=1, expert=2, tensor=4), 8),
+    ],
+  ),
   ids=str,
 )
 def test_any_mesh_equals_one_device(whole, assert_close, cfg, sizes, split):
@@ -117,6 +121,7 @@ def test_any_mesh_equals_one_device(whole, assert_close, cfg, sizes, split):
 
 
 @pytest.mark.parametrize("microbatches, sizes", [(4, None), (2, dict(fsdp=1, expert=4))])
+@pytest.mark.slow
 def test_microbatches(whole, assert_close, microbatches, sizes):
   """The figure is that of the whole; of the gradient each has its share of tokens and its own balance."""
   metrics, grads, _ = one_step(CFG, sizes=sizes, microbatches=microbatches)

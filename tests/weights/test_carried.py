@@ -281,6 +281,7 @@ def test_rows_with_pictures_are_refused():
   checks.check_images(Rows, {"model_type": "llama"})
 
 
+@pytest.mark.slow
 def test_a_run_exports_after_its_base_model_is_gone(tmp_path):
   """Import, steps, checkpoint, --dtype, the comparison with transformers; names as in memory."""
   make(tmp_path / "base", dtype="bfloat16")

@@ -23,6 +23,7 @@ from mlit_jax.model.config import DecoderConfig, from_hf, text_config
 from mlit_jax.weights import load, names, save, source, table, verify
 from tests import families
 from tests.families import alone, assert_same_logits, forward, our_logits
+from tests.few import only
 
 # Beyond the windows (3 to 5) and beyond the 16 positions of the scaled RoPEs.
 PROMPT, NEW = 64, 32
@@ -45,7 +46,13 @@ class Made(NamedTuple):
   tokens_BT: np.ndarray  # a row in each of the twelve scripts
 
 
-@pytest.fixture(scope="module", params=families.VARIANTS)
+# In the fast suite every family has one variant, and what takes longest five.
+FIRST = {families.one_of(keys["model_type"]) for keys in families.VARIANTS.values()}
+SOME = ("llama", "bloom", "gemma3_text", "cohere2", "mixtral")
+for_some = pytest.mark.parametrize("made", only(SOME, families.VARIANTS), indirect=True)
+
+
+@pytest.fixture(scope="module", params=only(FIRST, families.VARIANTS))
 def made(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   model = families.make_model(folder / "in", request.param)
@@ -75,6 +82,7 @@ def test_logits_are_those_of_transformers(made):
   assert_same_logits(ours_BTV, families.hf_logits(made.model, made.tokens_BT))
 
 
+@for_some
 def test_gradients_are_those_of_transformers(made):
   """Of every parameter, of a sum that weighs every logit differently."""
   arrays = alone(made.tokens_BT[::4])
@@ -111,6 +119,7 @@ def _assert_same_gradients(cfg, params, model, arrays, weights_BTV, tolerance):
   assert seen == set(theirs)
 
 
+@for_some
 def test_logits_in_float64(made, monkeypatch):
   """Both sides say float32 where half precision would not do; here that word means float64."""
   tokens_BT = made.tokens_BT[::4]
@@ -175,6 +184,7 @@ def test_tuned_logits_agree_in_every_language(made):
   assert_same_logits(ours_BTV, families.hf_logits(made.tuned_model, made.tokens_BT))
 
 
+@for_some
 def test_tuned_logits_agree_after_an_export_in_bfloat16(made, tmp_path):
   files = save.with_dtype(made.source.files, "bfloat16")
   kwargs = dict(files=files, dtypes="bfloat16", carried=made.source.carried)
@@ -184,6 +194,7 @@ def test_tuned_logits_agree_after_an_export_in_bfloat16(made, tmp_path):
   assert_same_logits(our_logits(rounded, made.cfg, made.tokens_BT), theirs_BTV)
 
 
+@for_some
 def test_cached_decoding_continues_as_transformers_does_and_equals_the_full_pass(made):
   """Rows of different lengths at once; then 32 greedy tokens each."""
   prompts_BT = made.tokens_BT[::3]

@@ -14,7 +14,7 @@ import torch
 from mlit_jax.errors import UserError
 from mlit_jax.model.config import from_hf
 from mlit_jax.weights import hf_files, load, names, source, table
-from tests import families
+from tests import commands, families
 
 
 def make(folder, variant, **kwargs):
@@ -132,7 +132,7 @@ def test_import_into_shards_equals_the_plain_import(tmp_path):
     folders.append(str(tmp_path / variant))
     families.make_model(folders[-1], variant, dtype="bfloat16", max_shard_size="40KB")
   env = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": f"{commands.XLA_FLAGS} --xla_force_host_platform_device_count=8",
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
   }

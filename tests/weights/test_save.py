@@ -15,6 +15,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.decoder import init_params, param_specs
 from mlit_jax.weights import hf_files, load, names, save, table, transfer, writer
+from tests import commands
 
 CFG = DecoderConfig(
   family="llama",
@@ -242,7 +243,7 @@ def test_processes_import_their_slices_and_export_together(tmp_path, params):
     port = s.getsockname()[1]
   root = pathlib.Path(__file__).parents[2]
   env = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": f"{commands.XLA_FLAGS} --xla_force_host_platform_device_count=2",
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(root),
   }

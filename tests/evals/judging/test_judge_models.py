@@ -151,6 +151,7 @@ def tiny(tmp_path_factory):
   return tiny
 
 
+@pytest.mark.slow
 def test_a_real_model_behind_a_bad_server(tmp_path, files, template, tiny, quick):
   """The score is that of a server without faults; swapped files give 100 - score."""
   a, b = answers(good, rows=3), answers(fair, rows=3)
@@ -186,6 +187,7 @@ def test_a_real_model_behind_a_bad_server(tmp_path, files, template, tiny, quick
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path, files, template, tiny, end):
   """And no verdict that was kept is asked for again."""
   words = files(a=answers(good), b=answers(fair))
