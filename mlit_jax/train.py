@@ -9,6 +9,11 @@ The same command again goes on where the run stopped. Exit codes: 0 done, 2 some
 
 from __future__ import annotations
 
+from mlit_jax import large_pages
+
+if __name__ == "__main__":
+  large_pages.use()  # starts this process again, so nothing is imported before it
+
 import argparse
 import contextlib
 import json

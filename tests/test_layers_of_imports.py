@@ -15,6 +15,7 @@ ENTRY_POINTS = {
 # What the modules of a package, or one module, may import besides themselves.
 MAY_IMPORT = {
   "redaction": set(),
+  "large_pages": set(),
   "errors": {"redaction"},
   "metrics": set(),
   "charts": set(),
