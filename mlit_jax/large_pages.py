@@ -19,13 +19,16 @@ _TUNABLE = "glibc.malloc.hugetlb"
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def use() -> None:
+def use(*commands: str) -> None:
   """This process again, from its first line, with large pages; returns where they do not help or are decided on.
 
-  To be called before anything else is imported: what was done until then is done twice. The process keeps its
-  number, its arguments and its open files. GLIBC_TUNABLES=glibc.malloc.hugetlb=0 turns it off.
+  commands: names of which one stands among the arguments of the process; without one this is another program,
+  such as a notebook, that runs the command within it, and it is left alone. To be called before anything else is
+  imported: what was done until then is done twice. The process keeps its number, its arguments and its open
+  files. GLIBC_TUNABLES=glibc.malloc.hugetlb=0 turns it off.
   """
-  if not would_help(os.environ):
+  is_ours = any(Path(argument).name in commands for argument in sys.orig_argv)
+  if not (is_ours and would_help(os.environ)):
     return
   tunables = ":".join(filter(None, [os.environ.get(_TUNABLES), f"{_TUNABLE}=1"]))
   arguments = [sys.executable, *sys.orig_argv[1:]]

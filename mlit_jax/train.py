@@ -12,7 +12,8 @@ from __future__ import annotations
 from mlit_jax import large_pages
 
 if __name__ == "__main__":
-  large_pages.use()  # starts this process again, so nothing is imported before it
+  # Starts this process again, so nothing is imported before it.
+  large_pages.use("mlit_jax.train", "mlit", "train.py")
 
 import argparse
 import contextlib
