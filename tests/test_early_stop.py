@@ -24,6 +24,7 @@ def test_rounds_since_the_best(values, lower, since):
   assert rounds_since_best(values, lower_is_better=lower) == since
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_better_ends_and_its_ledger_holds(tmp_path):
   # Without a learning rate no evaluation is better than the first.
   config = write_config(

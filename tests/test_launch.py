@@ -28,18 +28,28 @@ def start(script, *args, path="", **env):
   )  # fmt: skip
 
 
-def test_two_processes_stop_on_a_signal_and_go_on(tmp_path):
-  """SIGTERM to the script reaches both; they agree on a step, save, and the script ends with 75."""
+def stopped(tmp_path):
+  """The arguments of a run of two processes that SIGTERM ended, the last step of it, and the ended script."""
   config = commands.write_config(tmp_path, "c.epochs = 0", "c.steps = 400", "c.eval.sets = {}")
   args = ("local.sh", 2, "--config", config, "--workdir", tmp_path / "run")
   process = start(*args)
   wait_for_step(process, tmp_path / "run", 1)
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=120)
-  assert process.returncode == 75, err
+  return args, max(commands.train_events(tmp_path / "run")), (process.returncode, out, err)
+
+
+def test_two_processes_stop_on_a_signal(tmp_path):
+  """SIGTERM to the script reaches both; they agree on a step, save, and the script ends with 75."""
+  _, done, (code, out, err) = stopped(tmp_path)
+  assert code == 75, err
   assert "2 processes x 1 device (cpu), clocks within 0.0 s, all-reduce of 16 MiB" in out
-  done = max(commands.train_events(tmp_path / "run"))
   assert f"SIGTERM: saved step {done} of 400" in err
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_stopped_go_on(tmp_path):
+  args, done, _ = stopped(tmp_path)
   process = start(*args)
   wait_for_step(process, tmp_path / "run", done + 2)
   process.send_signal(signal.SIGUSR1)

@@ -168,6 +168,7 @@ def spiked(workdir):
   return first["examples"][0]["place"], most
 
 
+@pytest.mark.slow
 def test_a_spike_is_told_with_its_language_and_row(tmp_path, monkeypatch):
   """One row's tokens weigh forty times as much: nothing else of 26 steps is worth a word."""
   config, root = commands.write_config(tmp_path, *LINES, "c.steps = 26"), tmp_path / "run"

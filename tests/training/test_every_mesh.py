@@ -41,7 +41,6 @@ ALL = [
 SOME = [
   dict(data=2, fsdp=2, tensor=2),
   dict(fsdp=2, context=4),
-  dict(fsdp=1, expert=2, context=2, tensor=2),
 ]
 
 

@@ -15,7 +15,7 @@ from mlit_jax.training.head_loss import PLAIN
 from mlit_jax.training.loss import batch_loss
 from mlit_jax.training.optimizer import from_optax
 from mlit_jax.training.step import State, make_train_step, state_shardings
-from tests.few import only
+from tests.few import few, only
 from tests.training.test_step import LANGUAGES, ROWS, make_batch
 
 SIZES = dict(
@@ -130,7 +130,7 @@ def collectives(module: str) -> list[tuple[str, str, tuple, bool]]:
   return [(kind, dtype, shape, where in looped) for where, kind, dtype, shape in found]
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", few(1, [False, True]))
 def test_what_the_compiled_step_moves(tied):
   """Words, width and tokens have sizes of their own here, so that a shape says what it is."""
   V, D, fsdp, tensor = 88, 24, 4, 2

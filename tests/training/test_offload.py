@@ -74,6 +74,7 @@ def test_the_same_bits_wherever_the_state_rests(name, moments, param_dtype, as_f
   assert any(np.asarray(x).any() for x in jax.tree.leaves(there.state))
 
 
+@pytest.mark.slow
 def test_the_compiled_program_has_the_state_in_host_space():
   """Each array of the state is a parameter of the program, and a result in its place, in memory space 5."""
   run = Updates("adamw", "bfloat16", "bfloat16", offload=True)
