@@ -25,13 +25,10 @@ QUICK = {"xla_backend_optimization_level": 0}
 USUAL = {"xla_backend_optimization_level": 3}
 # Eight devices on two busy cores: one that comes to a collective late has not hung, and XLA would end the process.
 PATIENT = {"xla_cpu_collective_call_terminate_timeout_seconds": 600}
-if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (
-  0,
-  11,
-):  # later ones may not know it, and XLA ends the process then
+_JAX = tuple(int(n) for n in importlib.metadata.version("jax").split(".")[:2])
+if _JAX < (0, 11):  # later ones may not know it, and XLA ends the process then
   QUICK["xla_cpu_use_fusion_emitters"] = False
   USUAL["xla_cpu_use_fusion_emitters"] = True
-XLA_FLAGS = " ".join(f"--{flag}={str(value).lower()}" for flag, value in (QUICK | PATIENT).items())
 COUNTS = {"en": 16, "sw": 4, "zh": 4}
 
 _CONFIG = """from pathlib import Path
@@ -107,18 +104,23 @@ def begun(config, workdir) -> pathlib.Path:
   return workdir
 
 
+def xla_flags(devices: int | None = None) -> str:
+  """XLA_FLAGS, with so many CPU devices: those of this process, or else quick to compile and patient."""
+  usual = " ".join(f"--{flag}={str(value).lower()}" for flag, value in (QUICK | PATIENT).items())
+  flags = os.environ.get("XLA_FLAGS", usual)
+  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
+  return f"{flags} --xla_force_host_platform_device_count={devices}" if devices else flags
+
+
 def start(verb: str, *args, devices: int = 1, before: str = "", **env: str) -> subprocess.Popen:
   """A command in a process of its own, with as many CPU devices; `before` is Python that makes something fail in it."""
-  flags = os.environ.get("XLA_FLAGS", XLA_FLAGS)
-  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
-  flags += f" --xla_force_host_platform_device_count={devices}"
   how = ["-m", f"mlit_jax.{verb}"]
   if before:
     how = ["-c", f"{before}\nimport sys\nfrom mlit_jax.{verb} import main\nsys.exit(main())"]
   return subprocess.Popen(
     [sys.executable, *how, *map(str, args)],
     cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), **env},
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), **env},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -32,7 +32,7 @@ for name, value in SETTINGS.items():
 
 # XLA reads the flags once, with the first program.
 if os.environ["JAX_PLATFORMS"] == "cpu" and "XLA_FLAGS" not in os.environ:
-  os.environ["XLA_FLAGS"] = commands.XLA_FLAGS
+  os.environ["XLA_FLAGS"] = commands.xla_flags()
   jax.jit(lambda x: x + 1)(0)
   del os.environ["XLA_FLAGS"]
 

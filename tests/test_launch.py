@@ -16,11 +16,8 @@ LAUNCH = commands.ROOT / "launch"
 
 def start(script, *args, path="", **env):
   """A script of launch/, with its folder of stubs first on the PATH."""
-  env = (
-    os.environ
-    | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": commands.XLA_FLAGS}
-    | env
-  )
+  usual = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": commands.xla_flags()}
+  env = os.environ | usual | env
   env["PATH"] = f"{path}:{env['PATH']}" if path else env["PATH"]
   return subprocess.Popen(
     ["bash", LAUNCH / script, *map(str, args)], cwd=commands.ROOT, env=env, text=True,

@@ -12,6 +12,7 @@ from flax import nnx
 from mlit_jax import mesh
 from mlit_jax.model import decoder, kinds, layers
 from mlit_jax.model.config import DecoderConfig
+from tests.few import only
 
 SIZES = dict(vocab_size=50, d_model=24, num_heads=4, head_dim=8, d_ff=40)
 LLAMA3 = dict(
@@ -81,15 +82,15 @@ T = 16  # of the packed rows: 7 + 1 + 5, and 9
 # Gradients of Gemma 4's scores, which nothing but norms bounds: 1.1e-5 by rounding on JAX 0.12, 1.4e-6 with the
 # activations in float64.
 GRADIENT_TOLERANCE = {"gemma4_text": 3e-5}
-every_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
-IN_THE_FAST_SUITE = ("llama", "gemma3")
+every_config = pytest.mark.parametrize("cfg", CONFIGS, indirect=True)
 most_configs_slowly = pytest.mark.parametrize(
-  "cfg",
-  [
-    pytest.param(cfg, id=name, marks=[pytest.mark.slow] * (name not in IN_THE_FAST_SUITE))
-    for name, cfg in CONFIGS.items()
-  ],
+  "cfg", only(("llama", "gemma3"), CONFIGS), indirect=True
 )
+
+
+@pytest.fixture
+def cfg(request) -> DecoderConfig:
+  return CONFIGS[request.param]
 
 
 def make_params(cfg, seed=0):

@@ -17,6 +17,7 @@ from mlit_jax.model import decoder
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.training.optimizer import from_optax
 from mlit_jax.training.step import State, make_train_step, state_shardings
+from tests.few import few
 
 ROWS, LENGTH, LANGUAGES = 8, 16, 3
 SIZES = dict(
@@ -121,12 +122,15 @@ def test_the_plain_attention_on_cut_rows(assert_close):
 
 @pytest.mark.parametrize(
   "sizes, attention",
-  [
-    (dict(fsdp=2, context=4), "xla_chunked"),
-    pytest.param(dict(fsdp=2, context=4), "xla", marks=pytest.mark.slow),
-    pytest.param(dict(data=2, fsdp=1, context=2, tensor=2), "xla_chunked", marks=pytest.mark.slow),
-    pytest.param(dict(fsdp=1, context=8), "xla_chunked", marks=pytest.mark.slow),
-  ],
+  few(
+    1,
+    [
+      (dict(fsdp=2, context=4), "xla_chunked"),
+      (dict(fsdp=2, context=4), "xla"),
+      (dict(data=2, fsdp=1, context=2, tensor=2), "xla_chunked"),
+      (dict(fsdp=1, context=8), "xla_chunked"),
+    ],
+  ),
 )
 def test_heads_that_cannot_be_dealt_out_over_cut_rows(sizes, attention, assert_close):
   found = one_step(CONFIGS["six_heads"], sizes, attention)

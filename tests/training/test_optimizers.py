@@ -15,6 +15,7 @@ from mlit_jax.training import rules
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like
 from mlit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from mlit_jax.training.step import State, make_train_step, state_shardings
+from tests.few import few
 from tests.training.test_step import LANGUAGES, ROWS, make_batch
 
 CFG = DecoderConfig(
@@ -22,14 +23,14 @@ CFG = DecoderConfig(
   qk_norm=True, attn_bias=True, tied=False,
 )  # fmt: skip
 SPECS = decoder.param_specs(CFG)
-KINDS = [
+# The others are compiled for tens of seconds.
+KINDS = few(1, [
   ("adamw", "bfloat16", "bfloat16"),
-  # The others are compiled for tens of seconds.
-  pytest.param("adamw", "float32", "bfloat16", marks=pytest.mark.slow),
-  pytest.param("adamw", "int8", "float32", marks=pytest.mark.slow),
-  pytest.param("muon", "int8", "bfloat16", marks=pytest.mark.slow),
-  pytest.param("adafactor", "float32", "bfloat16", marks=pytest.mark.slow),
-]
+  ("adamw", "float32", "bfloat16"),
+  ("adamw", "int8", "float32"),
+  ("muon", "int8", "bfloat16"),
+  ("adafactor", "float32", "bfloat16"),
+])  # fmt: skip
 every_kind = pytest.mark.parametrize("name, moments, param_dtype", KINDS)
 
 

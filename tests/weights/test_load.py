@@ -132,7 +132,7 @@ def test_import_into_shards_equals_the_plain_import(tmp_path):
     folders.append(str(tmp_path / variant))
     families.make_model(folders[-1], variant, dtype="bfloat16", max_shard_size="40KB")
   env = os.environ | {
-    "XLA_FLAGS": f"{commands.XLA_FLAGS} --xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": commands.xla_flags(8),
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
   }

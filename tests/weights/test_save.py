@@ -243,7 +243,7 @@ def test_processes_import_their_slices_and_export_together(tmp_path, params):
     port = s.getsockname()[1]
   root = pathlib.Path(__file__).parents[2]
   env = os.environ | {
-    "XLA_FLAGS": f"{commands.XLA_FLAGS} --xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": commands.xla_flags(2),
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(root),
   }
