@@ -1,16 +1,21 @@
 """The train step beside a transformers + torch loop: same weights, examples, optimizer and precision.
 
-  python benchmarks/step.py [--cases quickstart full512] [--rounds 5] [--steps 8] [--attention auto]
+  python benchmarks/step.py [--cases quickstart full512] [--rounds 5] [--turns 4] [--attention auto]
 
   full256, full512, full1024   13 M parameters, full rows of that many tokens, all trained; torch's own causal attention
   quickstart                   the quick start's packed rows; torch gets them packed too, with a mask
   short                        the same examples, each a row of its own in torch, padded to the longest of its batch
 
-Each side runs in a process of its own, the two in turn; prints trained tokens per second, peak memory
-and their ratios (median over the rounds, and each round).
+Each side is a process of its own, and they take turns of three steps, one waiting while the other works: what else
+the machine does falls on both. The first step of a turn is not counted: what a process gives back while it waits, a
+virtual machine may have to fetch again. Prints of every round (a new pair of processes) the median ratio of the
+speeds of its pairs of turns, then the median of all pairs with its quartiles, and peak memory.
 """
 
+from __future__ import annotations
+
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,6 +34,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 LEARNING_RATE = 1e-3
+COUNTED = 2  # steps of a turn
+MARK = "step.py: "  # of lines between the processes; libraries may print others
 CASES = ("full256", "full512", "full1024", "quickstart", "short")
 PADDED_ROWS = (
   16  # of a forward pass of torch in the case `short`; their gradients add up to one step
@@ -39,14 +47,14 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--steps", type=int, default=8)
+  parser.add_argument("--turns", type=int, default=4, help="of each side in a round")
   parser.add_argument("--attention", default="auto", help="model.attention of our side")
   parser.add_argument("--side", choices=("ours", "torch"), default="")
   parser.add_argument("--folder", default="")
   args = parser.parse_args()
   if args.side:
     run = {"ours": run_ours, "torch": run_torch}[args.side]
-    print(json.dumps(run(args.cases[0], Path(args.folder), args.steps, args.attention)))
+    run(args.cases[0], Path(args.folder), args.attention)
     return
   for case in args.cases:
     compare(case, args)
@@ -56,33 +64,119 @@ def compare(case: str, args) -> None:
   print(f"{case}:")
   with tempfile.TemporaryDirectory() as folder:
     write_inputs(case, Path(folder))
-    rounds = []
-    for number in range(args.rounds):
-      figures = {side: child(case, side, folder, args) for side in ("torch", "ours")}
-      rounds.append(figures)
-      print(
-        f"  round {number + 1}: " + "; ".join(describe(k, v) for k, v in figures.items()),
-        flush=True,
-      )
-  for name, what in (("rate", "trained tokens per second"), ("memory", "peak memory")):
-    ratios = [r["ours"][name] / r["torch"][name] for r in rounds]
-    each = ", ".join(f"{r:.2f}" for r in ratios)
-    print(f"  {what}, ours / torch: {np.median(ratios):.2f} (rounds {each})")
-  ours, torch = (rounds[0][side]["loss"] for side in ("ours", "torch"))
-  print(f"  loss after {args.steps} steps: ours {ours:.4f}, torch {torch:.4f}", flush=True)
+    rounds = [in_turn(case, folder, args, number) for number in range(args.rounds)]
+  ratios = np.concatenate([speed_ratios(sides) for sides in rounds])
+  low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+  each = ", ".join(f"{np.median(speed_ratios(sides)):.2f}" for sides in rounds)
+  print(
+    f"  trained tokens per second, ours / torch: {middle:.2f} ({low:.2f} to {high:.2f}; rounds {each})"
+  )
+  memory = np.median([sides["ours"].memory / sides["torch"].memory for sides in rounds])
+  losses = {name: side.loss for name, side in rounds[0].items()}
+  print(
+    f"  peak memory, ours / torch: {memory:.2f}; loss after the same steps: "
+    f"ours {losses['ours']:.4f}, torch {losses['torch']:.4f}",
+    flush=True,
+  )
 
 
-def describe(side: str, figures: dict) -> str:
-  return f"{side} {figures['rate']:,.0f} trained tokens/s, {figures['memory'] / 2**20:,.0f} MiB"
+def in_turn(case: str, folder: str, args, number: int) -> dict[str, Side]:
+  """One round: a process of each, and their turns; who begins changes from turn to turn."""
+  commands = {side: child_command(case, side, folder, args) for side in ("torch", "ours")}
+  with contextlib.ExitStack() as stack:
+    running = {}
+    for side, command in commands.items():  # one is ready before the other begins
+      running[side] = stack.enter_context(Running(command, environment(side)))
+    for turn in range(args.turns):
+      for side in ("torch", "ours") if turn % 2 else ("ours", "torch"):
+        running[side].take_turn()
+    sides = {side: process.close() for side, process in running.items()}
+  told = "; ".join(
+    f"{name} {side.trained / np.median(side.seconds):,.0f} trained tokens/s, {side.memory / 2**20:,.0f} MiB"
+    for name, side in sides.items()
+  )
+  print(f"  round {number + 1}: {np.median(speed_ratios(sides)):.2f}; {told}", flush=True)
+  return sides
 
 
-def child(case: str, side: str, folder: str, args) -> dict:
-  command = [
+def speed_ratios(sides: dict[str, Side]) -> np.ndarray:
+  """Of every pair of turns; both trained the same tokens."""
+  return np.divide(sides["torch"].seconds, sides["ours"].seconds)
+
+
+def child_command(case: str, side: str, folder: str, args) -> list[str]:
+  return [
     sys.executable, __file__, "--cases", case, "--side", side, "--folder", folder,
-    "--steps", str(args.steps), "--attention", args.attention,
+    "--attention", args.attention,
   ]  # fmt: skip
-  out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-  return json.loads(out.strip().splitlines()[-1])
+
+
+def environment(side: str) -> dict[str, str]:
+  """Ours with large pages where `train` would have them; torch is no faster with them (docs/performance.md)."""
+  from mlit_jax import large_pages
+
+  wanted = side == "ours" and large_pages.would_help(os.environ)
+  return dict(os.environ) | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if wanted else {})
+
+
+class Running:
+  """A child that takes a turn for every line it is sent."""
+
+  def __init__(self, command: list[str], environ: dict[str, str]):
+    self.process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+    )
+    self.answer()  # ready, warm
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.process.kill()
+    self.process.wait()
+
+  def take_turn(self) -> None:
+    self.ask("turn")
+
+  def close(self) -> Side:
+    return Side(**json.loads(self.ask("end")))
+
+  def ask(self, what: str) -> str:
+    self.process.stdin.write(what + "\n")
+    self.process.stdin.flush()
+    return self.answer()
+
+  def answer(self) -> str:
+    while line := self.process.stdout.readline():
+      if line.startswith(MARK):
+        return line.removeprefix(MARK)
+    raise SystemExit(f"{self.process.args}: ended with {self.process.wait()}")
+
+
+def serve(take_step: Callable[[], float], trained: float) -> None:
+  """Of a child: a step that compiles, then a turn for each line "turn"; "end" tells of them."""
+  take_step()
+  print(MARK + "ready", flush=True)
+  loss, seconds = 0.0, []
+  while sys.stdin.readline().strip() == "turn":
+    take_step()
+    began = time.perf_counter()
+    for _ in range(COUNTED):
+      loss = take_step()
+    seconds.append((time.perf_counter() - began) / COUNTED)
+    print(MARK + "done", flush=True)
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  print(MARK + json.dumps(dataclasses.asdict(Side(trained, seconds, memory, loss))), flush=True)
+
+
+@dataclasses.dataclass
+class Side:
+  """What one process measured."""
+
+  trained: float  # tokens of a step
+  seconds: list[float]  # of a step, in each turn
+  memory: float  # bytes at most
+  loss: float  # per trained token, of the last step
 
 
 @dataclasses.dataclass
@@ -159,7 +253,7 @@ def step_parts(c, cfg, host_batch, num_languages: int) -> Parts:
   c.optimizer.b2, c.optimizer.gradient_clip_norm = 0.999, 1.0
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   stepping = make_stepping(c, cfg, mesh, total_steps=100, num_languages=num_languages)
-  state = stepping.first_state(decoder.init_params(cfg, jax.random.key(0)))
+  state = stepping.begin(decoder.init_params(cfg, jax.random.key(0)))
   batch = meshes.put_batch(host_batch, mesh, len(host_batch.tokens))
   return Parts(cfg, mesh, state, batch, host_batch, stepping.train_step)
 
@@ -176,23 +270,23 @@ def write_inputs(case: str, folder: Path) -> None:
   np.savez(folder / "batch.npz", **dataclasses.asdict(parts.host_batch))
 
 
-def run_ours(case: str, folder: Path, steps: int, attention: str) -> dict:
+def run_ours(case: str, folder: Path, attention: str) -> None:
   import jax
 
   parts = make_parts(case, attention)
-  state, seconds = parts.state, []
+  trained, state = float(parts.host_batch.weights.sum()), parts.state
+
+  def take_step() -> float:
+    nonlocal state
+    state, metrics = parts.train_step(state, parts.batch)
+    jax.block_until_ready((state, metrics))
+    return float(metrics.sums.nll.sum()) / trained
+
   with jax.set_mesh(parts.mesh):
-    for step in range(steps + 2):
-      began = time.perf_counter()
-      state, metrics = parts.train_step(state, parts.batch)
-      jax.block_until_ready(metrics)
-      if step >= 2:  # the first compiles
-        seconds.append(time.perf_counter() - began)
-  trained = float(parts.host_batch.weights.sum())
-  return figures(trained, seconds, float(metrics.sums.nll.sum()) / trained)
+    serve(take_step, trained)
 
 
-def run_torch(case: str, folder: Path, steps: int, _attention: str) -> dict:
+def run_torch(case: str, folder: Path, _attention: str) -> None:
   """The usual full-parameter step in transformers."""
   import torch
   import transformers
@@ -204,11 +298,11 @@ def run_torch(case: str, folder: Path, steps: int, _attention: str) -> dict:
     model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, fused=True
   )
   arrays = dict(np.load(folder / "batch.npz"))
-  trained, seconds = float(arrays["weights"].sum()), []
+  trained = float(arrays["weights"].sum())
   make = {"quickstart": packed_input, "short": padded_inputs}.get(case, full_input)
   inputs = make(arrays)
-  for step in range(steps + 2):
-    began = time.perf_counter()
+
+  def take_step() -> float:
     total = 0.0
     for keys, targets in inputs:
       logits = model(**keys, use_cache=False).logits
@@ -220,9 +314,9 @@ def run_torch(case: str, folder: Path, steps: int, _attention: str) -> dict:
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if step >= 2:
-      seconds.append(time.perf_counter() - began)
-  return figures(trained, seconds, total / trained)
+    return total / trained
+
+  serve(take_step, trained)
 
 
 def full_input(arrays: dict) -> list:
@@ -281,11 +375,6 @@ def as_long(x: np.ndarray):
   import torch
 
   return torch.from_numpy(x.astype(np.int64))
-
-
-def figures(trained: float, seconds: list[float], loss: float) -> dict:
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  return {"rate": trained / float(np.median(seconds)), "memory": peak, "loss": loss}
 
 
 if __name__ == "__main__":

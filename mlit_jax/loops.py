@@ -1,4 +1,4 @@
-"""Work whose amount is known only while it runs, marked with how much to reckon with."""
+"""Work whose amount or need is known only while it runs, marked with how much to reckon with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 _MARK = re.compile(r"turns_(\d+(?:\.\d+)?)")
 _SHARE = re.compile(r"share_(\d+(?:\.\d+)?)")
@@ -19,6 +20,18 @@ def run_loop(first, last, body: Callable, carry, *, about: float):
   """
   with jax.named_scope(f"turns_{about:.6f}".rstrip("0").rstrip(".")):
     return jax.lax.fori_loop(first, last, body, carry)
+
+
+def once(make: Callable, always: jax.Array):
+  """`make()`, computed once, however many places read it.
+
+  XLA on CPU computes what is cheap to tell, such as the sine of an array, in every place that reads it, and does
+  not heed an optimization barrier. A branch it does not look into. always: a scalar that is true, which only who
+  made the data knows.
+  """
+  shapes = jax.eval_shape(make)
+  never = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+  return jax.lax.cond(always, make, never)
 
 
 def marked_turns(name: str) -> float | None:

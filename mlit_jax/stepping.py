@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -70,14 +71,22 @@ def make_stepping(
     optimizer, param_shardings, decoder.param_shapes(cfg, param_dtype), mesh
   )
   attention = Choice.on(mesh, c.model.attention, max_segments)
+  # A loop over layers stacks what its gradients will read, and one CPU has no other use for its time.
+  unrolled = meshes.platform(mesh) == "cpu" and mesh.size == 1 and c.model.remat == "none"
 
-  def forward(params, *arrays):
+  def forward(params, *arrays, unrolled=False):
     return decoder.hidden(
-      params, cfg, *arrays, dtype=dtype, remat=c.model.remat, attention=attention
+      params,
+      cfg,
+      *arrays,
+      dtype=dtype,
+      remat=c.model.remat,
+      attention=attention,
+      unrolled=unrolled,
     )
 
   train_step = make_train_step(
-    forward,
+    functools.partial(forward, unrolled=unrolled),
     optimizer,
     shardings,
     mesh,

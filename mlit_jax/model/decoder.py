@@ -17,6 +17,7 @@ from mlit_jax.attention import dense
 from mlit_jax.attention.choice import PLAIN, Choice, Needs, attend
 from mlit_jax.attention.scoring import SAVED, Rows, Scoring, is_saved
 from mlit_jax.head import Head, head_logits
+from mlit_jax.loops import once
 from mlit_jax.model import kinds, layers, rope
 from mlit_jax.model.config import DecoderConfig
 from mlit_jax.model.lookup import look_up
@@ -105,25 +106,28 @@ def hidden(
   dtype=jnp.float32,
   remat="none",
   attention=PLAIN,
+  unrolled=False,
 ) -> tuple[jax.Array, Head, Routing | None]:
   """x_BTD after the last norm and the Head that makes logits of it: a loss need not have them all at once.
 
-  And where there are experts, the Routing of all tokens but padding.
+  And where there are experts, the Routing of all tokens but padding. unrolled: the same as a CPU computes it
+  faster, in a longer program: layer after layer in place of a loop, and products of one input as one.
   """
   attend_in = _attention(cfg, attention, Rows(positions_BT, segments_BT), dtype)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
-  ropes = _ropes(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))
+  find_ropes = lambda: _ropes(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))  # noqa: E731
+  # A loop over layers computes them before it begins. Positions are 0 or more, and -1 where decoding pads.
+  ropes = once(find_ropes, positions_BT[0, 0] >= -1) if unrolled else find_ropes()
   growth_BT = rope.query_growth(cfg, positions_BT)
 
   def layer(kind, carry, part):
     x_BTD, kept = carry
 
     def run(x_BTD, lent, part):
-      block, window, rope_kind, input_BTP = _open(kind, part)
+      block, window, rope_kind, input_BTP = _open(kind, part, together=unrolled)
       h_BTD = block.read(x_BTD)
       rope_BTH = rope.pick(ropes[kind.stack], rope_kind)
-      q_BTNH = block.attn.queries(h_BTD, rope_BTH, growth_BT)
-      k_BTKH, v_BTKH = lent or block.attn.keys_values(h_BTD, rope_BTH)
+      q_BTNH, k_BTKH, v_BTKH = block.attn.queries_keys_values(h_BTD, rope_BTH, growth_BT, lent)
       o_BTNH = attend_in[kind.stack](q_BTNH, k_BTKH, v_BTKH, window=window)
       o_BTD = block.attn.out(o_BTNH)
       x_BTD, routed = block.add(x_BTD, h_BTD, o_BTD, input_BTP)
@@ -139,7 +143,7 @@ def hidden(
     kind.stack: _no_kv((*tokens_BT.shape, kind.cfg.num_kv_heads, kind.cfg.head_dim), dtype)
     for kind in _lenders(cfg)
   }
-  (x_BTD, _), sums = kinds.scan_layers(cfg, layer, (x_BTD, kept), stacks)
+  (x_BTD, _), sums = kinds.scan_layers(cfg, layer, (x_BTD, kept), stacks, unrolled)
   return last_norm(params, cfg, x_BTD), head_of(params, cfg), _total(sums)
 
 
@@ -288,10 +292,10 @@ def _stacks(params, cfg, inputs_BTLP) -> dict[str, tuple]:
   return out
 
 
-def _open(kind, part):
+def _open(kind, part, together=False):
   """The layer of one slice of `_stacks`, and the rest of the slice."""
   weights, *rest = part
-  return _bind(*_graph(layers.Block, kind.cfg), weights), *rest
+  return _bind(*_graph(layers.Block, kind.cfg, together), weights), *rest
 
 
 def _ropes(cfg, positions_BT, lengths_BT=None) -> dict[str, list]:
@@ -399,8 +403,8 @@ def _with_remat(layer, remat: str):
 
 
 @functools.lru_cache
-def _graph(make, cfg):
-  graph, state = nnx.split(make(cfg))
+def _graph(make, *args):
+  graph, state = nnx.split(make(*args))
   return graph, jax.tree.structure(state)
 
 

@@ -49,8 +49,8 @@ def kinds(cfg: DecoderConfig) -> tuple[Kind, ...]:
   return tuple(_kind(cfg, which, *kind) for kind in dict.fromkeys(which))
 
 
-def scan_layers(cfg: DecoderConfig, layer: Callable, carry, stacks: dict):
-  """All layers in order: `carry, given = layer(kind, carry, part)`.
+def scan_layers(cfg: DecoderConfig, layer: Callable, carry, stacks: dict, unrolled: bool = False):
+  """All layers in order: `carry, given = layer(kind, carry, part)`; one program for all, or one after the other.
 
   `part` is the layer's slice of stacks[kind.stack], whose arrays have the kind's layers along their
   first axis. Returns the last carry, and by stack what its layers gave, stacked in the same way.
@@ -62,7 +62,7 @@ def scan_layers(cfg: DecoderConfig, layer: Callable, carry, stacks: dict):
     parts = [
       jax.tree.map(_cut(stretch, i, begun), stacks[s]) for i, (s, _) in enumerate(stretch.runs)
     ]
-    carry, outs = _scan_stretch(stretch, layer_of, carry, parts)
+    carry, outs = _scan_stretch(stretch, layer_of, carry, parts, unrolled)
     for stack, n in _per_repeat(stretch).items():
       of_stack = [out for (s, _), out in zip(stretch.runs, outs, strict=True) if s == stack]
       joined = _concatenate(of_stack, axis=1)
@@ -142,18 +142,20 @@ def _cut(stretch: Stretch, i: int, begun: dict[str, int]) -> Callable:
   return cut
 
 
-def _scan_stretch(stretch: Stretch, layer_of: dict[str, Callable], carry, parts: list):
+def _scan_stretch(
+  stretch: Stretch, layer_of: dict[str, Callable], carry, parts: list, unrolled: bool
+):
   """The carry, and what each run gave, [repeats, layers of the run, ...]."""
 
   def repeat(carry, parts):
     outs = []
     for (stack, _), part in zip(stretch.runs, parts, strict=True):
-      carry, out = jax.lax.scan(layer_of[stack], carry, part)
+      carry, out = jax.lax.scan(layer_of[stack], carry, part, unroll=unrolled)
       outs.append(out)
     return carry, outs
 
   if stretch.repeats > 1:
-    return jax.lax.scan(repeat, carry, parts)
+    return jax.lax.scan(repeat, carry, parts, unroll=unrolled)
   carry, outs = repeat(carry, jax.tree.map(lambda a: jnp.squeeze(a, 0), parts))
   return carry, jax.tree.map(lambda a: jnp.expand_dims(a, 0), outs)
 

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mlit_jax import mesh
@@ -92,10 +93,12 @@ def stream_norm(cfg: DecoderConfig) -> nnx.Module:
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions, or with ALiBi.
 
-  A layer that borrows keys and values has no parameters for them.
+  A layer that borrows keys and values has no parameters for them. together: queries, keys and values by one
+  product, see `products`.
   """
 
-  def __init__(self, cfg: DecoderConfig):
+  def __init__(self, cfg: DecoderConfig, together: bool = False):
+    self.together = together
     D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     self.cfg = cfg
     self.q_DNH = param((D, N, H), ("embed", "heads", "head_dim"), std=D**-0.5)
@@ -122,11 +125,29 @@ class Attention(nnx.Module):
       if not cfg.borrows_kv:
         self.k_norm = RmsNorm(H, "head_dim", cfg)
 
+  def queries_keys_values(self, x_BTD, rope_BTH, growth_BT=None, lent=None):
+    """`queries` and `keys_values`; `lent` are the keys and values of a layer that borrows them."""
+    if lent:
+      return self.queries(x_BTD, rope_BTH, growth_BT), *lent
+    q_BTNH, *kv = products(x_BTD, self.q_DNH, *self._kv_weights(), together=self.together)
+    return self._finish_queries(q_BTNH, rope_BTH, growth_BT), *self._finish_kv(
+      *kv, rope_BTH=rope_BTH
+    )
+
   def queries(self, x_BTD, rope_BTH, growth_BT=None):
     """Rotated queries, times `growth` where there is one; no `rope`, no rotation."""
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _use(self.q_DNH, x_BTD.dtype))
+    return self._finish_queries(*products(x_BTD, self.q_DNH), rope_BTH, growth_BT)
+
+  def keys_values(self, x_BTD, rope_BTH):
+    """Rotated keys, and values."""
+    return self._finish_kv(*products(x_BTD, *self._kv_weights()), rope_BTH=rope_BTH)
+
+  def _kv_weights(self):
+    return (self.k_DKH,) if self.cfg.keys_as_values else (self.k_DKH, self.v_DKH)
+
+  def _finish_queries(self, q_BTNH, rope_BTH, growth_BT):
     if self.cfg.attn_bias:
-      q_BTNH = q_BTNH + _use(self.q_bias_NH, x_BTD.dtype)[None, None]
+      q_BTNH = q_BTNH + _use(self.q_bias_NH, q_BTNH.dtype)[None, None]
     if self.cfg.qk_norm:
       q_BTNH = self.q_norm(q_BTNH)
     q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "head_dim")
@@ -136,12 +157,13 @@ class Attention(nnx.Module):
       q_BTNH = q_BTNH * growth_BT[:, :, None, None].astype(q_BTNH.dtype)
     return q_BTNH
 
-  def keys_values(self, x_BTD, rope_BTH):
-    """Rotated keys, and values."""
-    k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.k_DKH, x_BTD.dtype))
+  def _finish_kv(self, k_BTKH, v_BTKH=None, *, rope_BTH):
     if self.cfg.attn_bias:
-      k_BTKH = k_BTKH + _use(self.k_bias_KH, x_BTD.dtype)[None, None]
-    v_BTKH = k_BTKH if self.cfg.keys_as_values else self._values(x_BTD)
+      k_BTKH = k_BTKH + _use(self.k_bias_KH, k_BTKH.dtype)[None, None]
+    if self.cfg.keys_as_values:
+      v_BTKH = k_BTKH
+    elif self.cfg.attn_bias:
+      v_BTKH = v_BTKH + _use(self.v_bias_KH, v_BTKH.dtype)[None, None]
     if self.cfg.value_norm:
       v_f32 = v_BTKH.astype(jnp.float32)
       v_BTKH = _over_rms(v_f32, self.cfg.norm_eps, over=(-1,)).astype(v_BTKH.dtype)
@@ -150,12 +172,6 @@ class Attention(nnx.Module):
     if rope_BTH is not None:
       k_BTKH = rotate(k_BTKH, *rope_BTH, self.cfg.rope_interleaved)
     return k_BTKH, v_BTKH
-
-  def _values(self, x_BTD):
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, _use(self.v_DKH, x_BTD.dtype))
-    if self.cfg.attn_bias:
-      v_BTKH = v_BTKH + _use(self.v_bias_KH, x_BTD.dtype)[None, None]
-    return v_BTKH
 
   def out(self, o_BTNH):
     """out_BTD: what the heads read, brought back to the stream."""
@@ -189,9 +205,10 @@ class Xielu(nnx.Module):
 
 
 class Mlp(nnx.Module):
-  """down(act(gate x) * up x), or down(act(up x)) without a gate."""
+  """down(act(gate x) * up x), or down(act(up x)) without a gate; together: gate and up by one product."""
 
-  def __init__(self, cfg: DecoderConfig):
+  def __init__(self, cfg: DecoderConfig, together: bool = False):
+    self.together = together
     D, F = cfg.d_model, cfg.d_ff
     self.activation, self.bias, self.gated = cfg.activation, cfg.mlp_bias, cfg.gated
     if cfg.mlp_bias:
@@ -208,20 +225,18 @@ class Mlp(nnx.Module):
 
   def __call__(self, x_BTD):
     if self.gated:
-      h_BTF = self._activate(self._gate(x_BTD)) * self._up(x_BTD)
+      gate_BTF, up_BTF = products(x_BTD, self.gate_DF, self.up_DF, together=self.together)
+      if self.bias:
+        gate_BTF = gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None]
+      h_BTF = self._activate(gate_BTF) * self._biased(up_BTF)
     else:
-      h_BTF = self._activate(self._up(x_BTD))
+      h_BTF = self._activate(self._biased(matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))))
     h_BTF = mesh.constrain(h_BTF, "batch", "length", "mlp")
     out_BTD = matmul(h_BTF, _use(self.down_FD, x_BTD.dtype))
     return out_BTD + _use(self.down_bias_D, x_BTD.dtype)[None, None] if self.bias else out_BTD
 
-  def _gate(self, x_BTD):
-    gate_BTF = matmul(x_BTD, _use(self.gate_DF, x_BTD.dtype))
-    return gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None] if self.bias else gate_BTF
-
-  def _up(self, x_BTD):
-    up_BTF = matmul(x_BTD, _use(self.up_DF, x_BTD.dtype))
-    return up_BTF + _use(self.up_bias_F, x_BTD.dtype)[None, None] if self.bias else up_BTF
+  def _biased(self, up_BTF):
+    return up_BTF + _use(self.up_bias_F, up_BTF.dtype)[None, None] if self.bias else up_BTF
 
   def _activate(self, x_BTF):
     if self.activation == "xielu":
@@ -266,13 +281,13 @@ class Block(nnx.Module):
   Gemma normalises after as well, OLMo only after; Cohere's two read one norm.
   """
 
-  def __init__(self, cfg: DecoderConfig):
-    self.attn = Attention(cfg)
+  def __init__(self, cfg: DecoderConfig, together: bool = False):
+    self.attn = Attention(cfg, together)
     self.sparse = cfg.num_experts > 0
     if self.sparse:
       self.moe = Moe(cfg)
     else:
-      self.mlp = Mlp(cfg)
+      self.mlp = Mlp(cfg, together)
     self.pre_norms, self.post_norms = cfg.pre_norms, cfg.post_norms
     self.parallel, self.residual_scale = cfg.parallel, cfg.residual_scale
     self.residual_after_norm = cfg.residual_after_norm
@@ -393,6 +408,24 @@ def matmul(x, w, **kwargs) -> jax.Array:
   """x @ w with the leading axes of x made one: on CPU twice as fast as a product of three axes."""
   out = jnp.matmul(x.reshape(-1, x.shape[-1]), w, **kwargs)
   return out.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def products(x_BTD, *weights: nnx.Param, together: bool = False) -> list[jax.Array]:
+  """x_BTD by each of these weights, [D, ...]: their own products, or one with all of them side by side.
+
+  One is faster on a CPU (docs/performance.md). Where a mesh cuts the weights, or a GPU's compiler does the same
+  by itself, there is nothing in it.
+  """
+  kernels = [_use(p, x_BTD.dtype) for p in weights]
+  if not together:
+    return [
+      jnp.einsum("BTD,DNH->BTNH", x_BTD, w) if w.ndim == 3 else matmul(x_BTD, w) for w in kernels
+    ]
+  flat = [w.reshape(w.shape[0], -1) for w in kernels]
+  found = matmul(x_BTD, jnp.concatenate(flat, axis=1))
+  ends = np.cumsum([w.shape[1] for w in flat])[:-1].tolist()
+  parts = jnp.split(found, ends, axis=-1)
+  return [y.reshape(*y.shape[:-1], *w.shape[1:]) for y, w in zip(parts, kernels, strict=True)]
 
 
 def _use(p: nnx.Param, dtype) -> jax.Array:
