@@ -71,8 +71,9 @@ def make_stepping(
     optimizer, param_shardings, decoder.param_shapes(cfg, param_dtype), mesh
   )
   attention = Choice.on(mesh, c.model.attention, max_segments)
-  # A loop over layers stacks what its gradients will read, and one CPU has no other use for its time.
-  unrolled = meshes.platform(mesh) == "cpu" and mesh.size == 1 and c.model.remat == "none"
+  on_one_cpu = meshes.platform(mesh) == "cpu" and mesh.size == 1
+  # A loop over layers stacks what their gradients will read; where they compute it again there is little.
+  unrolled = on_one_cpu and c.model.remat == "none"
 
   def forward(params, *arrays, unrolled=False):
     return decoder.hidden(
@@ -82,6 +83,7 @@ def make_stepping(
       dtype=dtype,
       remat=c.model.remat,
       attention=attention,
+      together=on_one_cpu,
       unrolled=unrolled,
     )
 

@@ -106,12 +106,13 @@ def hidden(
   dtype=jnp.float32,
   remat="none",
   attention=PLAIN,
+  together=False,
   unrolled=False,
 ) -> tuple[jax.Array, Head, Routing | None]:
   """x_BTD after the last norm and the Head that makes logits of it: a loss need not have them all at once.
 
-  And where there are experts, the Routing of all tokens but padding. unrolled: the same as a CPU computes it
-  faster, in a longer program: layer after layer in place of a loop, and products of one input as one.
+  And where there are experts, the Routing of all tokens but padding. Two ways to the same that a CPU takes faster:
+  together: products of one input as one; unrolled: layer after layer in a longer program in place of a loop.
   """
   attend_in = _attention(cfg, attention, Rows(positions_BT, segments_BT), dtype)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
@@ -124,7 +125,7 @@ def hidden(
     x_BTD, kept = carry
 
     def run(x_BTD, lent, part):
-      block, window, rope_kind, input_BTP = _open(kind, part, together=unrolled)
+      block, window, rope_kind, input_BTP = _open(kind, part, together)
       h_BTD = block.read(x_BTD)
       rope_BTH = rope.pick(ropes[kind.stack], rope_kind)
       q_BTNH, k_BTKH, v_BTKH = block.attn.queries_keys_values(h_BTD, rope_BTH, growth_BT, lent)
