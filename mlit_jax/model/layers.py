@@ -413,8 +413,8 @@ def matmul(x, w, **kwargs) -> jax.Array:
 def products(x_BTD, *weights: nnx.Param, together: bool = False) -> list[jax.Array]:
   """x_BTD by each of these weights, [D, ...]: their own products, or one with all of them side by side.
 
-  One is faster on a CPU (docs/performance.md). Where a mesh cuts the weights, or a GPU's compiler does the same
-  by itself, there is nothing in it.
+  One is faster on a CPU (docs/performance.md). Not measured on a GPU or TPU; where a mesh cuts the weights they
+  would have to move first.
   """
   kernels = [_use(p, x_BTD.dtype) for p in weights]
   if not together:
