@@ -116,7 +116,7 @@ def environment(side: str) -> dict[str, str]:
   from mlit_jax import large_pages
 
   wanted = side == "ours" and large_pages.would_help(os.environ)
-  return dict(os.environ) | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if wanted else {})
+  return large_pages.asking(os.environ) if wanted else dict(os.environ)
 
 
 class Running:

@@ -30,9 +30,13 @@ def use(*commands: str) -> None:
   is_ours = any(Path(argument).name in commands for argument in sys.orig_argv)
   if not (is_ours and would_help(os.environ)):
     return
-  tunables = ":".join(filter(None, [os.environ.get(_TUNABLES), f"{_TUNABLE}=1"]))
-  arguments = [sys.executable, *sys.orig_argv[1:]]
-  os.execve(sys.executable, arguments, os.environ | {_TUNABLES: tunables})
+  os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], asking(os.environ))
+
+
+def asking(environ: Mapping[str, str]) -> dict[str, str]:
+  """The same environment, for a process that is to have large pages."""
+  tunables = filter(None, [environ.get(_TUNABLES), f"{_TUNABLE}=1"])
+  return {**environ, _TUNABLES: ":".join(tunables)}
 
 
 def would_help(environ: Mapping[str, str]) -> bool:

@@ -116,7 +116,8 @@ def hidden(
   """
   attend_in = _attention(cfg, attention, Rows(positions_BT, segments_BT), dtype)
   x_BTD = embed(params, cfg, tokens_BT, dtype)
-  find_ropes = lambda: _ropes(cfg, positions_BT, rope.lengths(cfg, positions_BT, segments_BT))  # noqa: E731
+  lengths_BT = rope.lengths(cfg, positions_BT, segments_BT)
+  find_ropes = functools.partial(_ropes, cfg, positions_BT, lengths_BT)
   # A loop over layers computes them before it begins. Positions are 0 or more, and -1 where decoding pads.
   ropes = once(find_ropes, positions_BT[0, 0] >= -1) if unrolled else find_ropes()
   growth_BT = rope.query_growth(cfg, positions_BT)
