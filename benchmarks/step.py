@@ -1,13 +1,13 @@
 """The train step beside a transformers + torch loop: same weights, examples, optimizer and precision.
 
-  python benchmarks/step.py [--cases quickstart full512] [--rounds 5] [--turns 4] [--attention auto]
+  python benchmarks/step.py [--cases quickstart full512] [--rounds 5] [--turns 4] [--devices 1]
 
   full256, full512, full1024   13 M parameters, full rows of that many tokens, all trained; torch's own causal attention
   quickstart                   the quick start's packed rows; torch gets them packed too, with a mask
   short                        the same examples, each a row of its own in torch, padded to the longest of its batch
 
-Each side is a process of its own, and they take turns of three steps, one waiting while the other works: what else
-the machine does falls on both. The first step of a turn is not counted: what a process gives back while it waits, a
+Each side is a process of its own, and they take turns of six steps, one waiting while the other works: what else the
+machine does falls on both. The first two of a turn are not counted: what a process gives back while it waits, a
 virtual machine may have to fetch again. Prints of every round (a new pair of processes) the median ratio of the
 speeds of its pairs of turns, then the median of all pairs with its quartiles, and peak memory.
 """
@@ -34,7 +34,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 LEARNING_RATE = 1e-3
-COUNTED = 2  # steps of a turn
+FIRST, COUNTED = 2, 4  # steps of a turn: those that are not counted, and those that are
+DEVICES = int(os.environ.get("JAX_NUM_CPU_DEVICES", "1"))
 MARK = "step.py: "  # of lines between the processes; libraries may print others
 CASES = ("full256", "full512", "full1024", "quickstart", "short")
 PADDED_ROWS = (
@@ -49,6 +50,7 @@ def main():
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--turns", type=int, default=4, help="of each side in a round")
   parser.add_argument("--attention", default="auto", help="model.attention of our side")
+  parser.add_argument("--devices", type=int, default=1, help="as which our side takes the CPU")
   parser.add_argument("--side", choices=("ours", "torch"), default="")
   parser.add_argument("--folder", default="")
   args = parser.parse_args()
@@ -86,7 +88,7 @@ def in_turn(case: str, folder: str, args, number: int) -> dict[str, Side]:
   with contextlib.ExitStack() as stack:
     running = {}
     for side, command in commands.items():  # one is ready before the other begins
-      running[side] = stack.enter_context(Running(command, environment(side)))
+      running[side] = stack.enter_context(Running(command, environment(side, args.devices)))
     for turn in range(args.turns):
       for side in ("torch", "ours") if turn % 2 else ("ours", "torch"):
         running[side].take_turn()
@@ -111,12 +113,13 @@ def child_command(case: str, side: str, folder: str, args) -> list[str]:
   ]  # fmt: skip
 
 
-def environment(side: str) -> dict[str, str]:
+def environment(side: str, devices: int) -> dict[str, str]:
   """Ours with large pages where `train` would have them; torch is no faster with them (docs/performance.md)."""
   from mlit_jax import large_pages
 
   wanted = side == "ours" and large_pages.would_help(os.environ)
-  return large_pages.asking(os.environ) if wanted else dict(os.environ)
+  environ = large_pages.asking(os.environ) if wanted else dict(os.environ)
+  return environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 class Running:
@@ -159,7 +162,8 @@ def serve(take_step: Callable[[], float], trained: float) -> None:
   print(MARK + "ready", flush=True)
   loss, seconds = 0.0, []
   while sys.stdin.readline().strip() == "turn":
-    take_step()
+    for _ in range(FIRST):
+      take_step()
     began = time.perf_counter()
     for _ in range(COUNTED):
       loss = take_step()
@@ -251,7 +255,7 @@ def step_parts(c, cfg, host_batch, num_languages: int) -> Parts:
   c.optimizer.schedule, c.optimizer.warmup_steps = "constant", 0
   c.optimizer.learning_rate, c.optimizer.weight_decay = LEARNING_RATE, 0.0
   c.optimizer.b2, c.optimizer.gradient_clip_norm = 0.999, 1.0
-  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  mesh = meshes.make_mesh(devices=jax.devices()[:DEVICES])
   stepping = make_stepping(c, cfg, mesh, total_steps=100, num_languages=num_languages)
   state = stepping.begin(decoder.init_params(cfg, jax.random.key(0)))
   batch = meshes.put_batch(host_batch, mesh, len(host_batch.tokens))

@@ -31,6 +31,7 @@ class Stepping:
   train_step: Callable  # jitted (State, Batch) -> (State, StepMetrics)
   row_losses: Callable  # jitted (params, Batch) -> (nll_B, trained_B)
   param_dtype: jnp.dtype
+  unrolled: bool = False  # its layers are not in a loop
 
   def first_state(self, params: dict) -> State:
     """The state of a run that has done nothing, for jit and eval_shape."""
@@ -71,9 +72,10 @@ def make_stepping(
     optimizer, param_shardings, decoder.param_shapes(cfg, param_dtype), mesh
   )
   attention = Choice.on(mesh, c.model.attention, max_segments)
-  on_one_cpu = meshes.platform(mesh) == "cpu" and mesh.size == 1
+  whole = mesh.size == mesh.shape["data"] * mesh.shape["fsdp"]  # rows and products, on each device
+  on_cpu = meshes.platform(mesh) == "cpu" and jax.process_count() == 1 and whole
   # A loop over layers stacks what their gradients will read; where they compute it again there is little.
-  unrolled = on_one_cpu and c.model.remat == "none"
+  unrolled = on_cpu and c.model.remat == "none"
 
   def forward(params, *arrays, unrolled=False):
     return decoder.hidden(
@@ -83,7 +85,7 @@ def make_stepping(
       dtype=dtype,
       remat=c.model.remat,
       attention=attention,
-      together=on_one_cpu,
+      together=on_cpu,
       unrolled=unrolled,
     )
 
@@ -108,7 +110,7 @@ def make_stepping(
     microbatches=c.batch.microbatches,
     loss_chunk=c.model.loss_chunk,
   )
-  return Stepping(cfg, specs, shardings, optimizer, train_step, row_losses, param_dtype)
+  return Stepping(cfg, specs, shardings, optimizer, train_step, row_losses, param_dtype, unrolled)
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -30,7 +30,7 @@ from mlit_jax.data.findings import findings
 from mlit_jax.job import Job
 from mlit_jax.model.config import from_hf, from_scratch, to_hf
 from mlit_jax.opening import open_rows, open_tokenizer
-from mlit_jax.preflight import preflight
+from mlit_jax.preflight import preflight, unused_cores
 from mlit_jax.training import card, console, workdir
 from mlit_jax.training.clock import Clock
 from mlit_jax.watchdog import Limits, Watchdog
@@ -69,7 +69,8 @@ def build_and_run(c, stop: signals.StopSignal, watchdog: Watchdog) -> None:
   terminal = console.Terminal(shown=runtime.is_main(), beat=watchdog.beat)
   clock = Clock(mlit_jax.STARTED, tell=watchdog.beat)
   found, warnings = preflight()
-  terminal.line(found)
+  faster = unused_cores(c.batch.rows // c.batch.microbatches)
+  terminal.line(" ".join(filter(None, (found, faster))))
   for line in warnings:
     terminal.warning(line)
   root = Path(c.workdir)

@@ -14,6 +14,20 @@ def test_one_process_says_what_it_has():
   assert not warnings and 0 < preflight.time_all_reduce() < 60
 
 
+@pytest.mark.parametrize(
+  "cores, rows, said", [(8, 8, "=8 makes"), (6, 8, "=4 makes"), (16, 12, "=12 makes"), (4, 1, ""), (1, 8, "")]
+)  # fmt: skip
+def test_cores_that_one_device_does_not_use(monkeypatch, cores, rows, said):
+  monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+  monkeypatch.setattr(preflight.os, "sched_getaffinity", lambda pid: set(range(cores)))
+  assert preflight.unused_cores(rows) == "", "there are eight devices here"
+  monkeypatch.setattr(preflight.jax, "device_count", lambda: 1)
+  words = preflight.unused_cores(rows)
+  assert (said in words and words.startswith(f"of {cores} cores; ")) if said else not words
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+  assert preflight.unused_cores(rows) == ""
+
+
 def test_clocks_and_devices_are_compared():
   assert preflight.check_alike(np.array([4, 4]), np.array([10.0, 10.25])) == 0.25
   with pytest.raises(UserError, match=r"processes have \[8, 7\] devices; each must have as many"):

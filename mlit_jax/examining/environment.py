@@ -18,7 +18,7 @@ _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # in the order in which 
 _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 # Patterns of XLA_FLAGS: what they do to a run.
 _FLAGS = {
-  r"--xla_force_host_platform_device_count=(?!1\b)\d+": "shows the CPU as several devices: for trying meshes, slower",
+  r"--xla_force_host_platform_device_count=(?!1\b)\d+": "shows the CPU as several devices: for trying meshes; slower, if more than cores",
   r"--xla_dump_to=\S+": "writes every program to disk",
   r"--xla_backend_optimization_level=[01]\b": "compiles without optimizing",
   r"--xla_disable_all_hlo_passes(=true)?(?!\S)": "compiles without optimizing",

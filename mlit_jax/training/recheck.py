@@ -26,16 +26,25 @@ class Recheck:
   """In the place of a train step: (state, batch) -> (state, metrics)."""
 
   def __init__(
-    self, train_step: Callable, mesh: Mesh, every: int, first: int, say: Callable[[str], None]
+    self,
+    train_step: Callable,
+    mesh: Mesh,
+    every: int,
+    first: int,
+    say: Callable[[str], None],
+    opening: int = 0,
   ):
-    """`first`: steps done before. `say` is told of the first recheck, so that nobody waits for what is not on."""
+    """`first`: steps done before. `opening`: so many after them are compared, and then every `every`th, with 0 none.
+
+    `say` is told of the first recheck, so that nobody waits for what is not on.
+    """
     self.train_step, self.mesh, self.every, self.say = train_step, mesh, every, say
-    self.step, self.good = first, 0
+    self.step, self.good, self.opened = first, 0, first + opening
 
   def __call__(self, state: State, batch: Batch) -> tuple[State, StepMetrics]:
     """One step; MachineFault where it was computed twice with different results, or where copies differ."""
     self.step += 1
-    if self.step % self.every:
+    if not self._due():
       return self.train_step(state, batch)
     with jax.transfer_guard("allow"):
       before = jax.tree.map(_Copy, state)
@@ -51,11 +60,19 @@ class Recheck:
       if apart:
         raise MachineFault(self._words_of_copies(apart))
     if not self.good:
-      self.say(
-        f"step {self.step} was computed twice, with the same bits; so is every {self.every}th"
-      )
+      self.say(f"step {self.step} was computed twice, with the same bits{self._more()}")
     self.good = self.step
     return out
+
+  def _due(self) -> bool:
+    return self.step <= self.opened or (bool(self.every) and self.step % self.every == 0)
+
+  def _more(self) -> str:
+    """Which others will be."""
+    opening = f"each until step {self.opened}" if self.step < self.opened else ""
+    later = f"every {self.every}th" if self.every else ""
+    others = " and ".join(filter(None, (opening, later)))
+    return f"; so is {others}" if others else ""
 
   def _sums(self, out: tuple[State, StepMetrics]) -> dict[str, np.ndarray]:
     """{array: uint32[devices, 4]}; what was computed is given up when this returns."""

@@ -63,7 +63,7 @@ def state_bytes(cfg, mesh) -> int:
 def test_the_quick_start(tmp_path):
   out, f = planned(tmp_path, "--topology", "cpu:8")
   m = f["memory"]
-  # 2,803,392 parameters, of which every one is split over the eight devices.
+  # Every parameter is split over the eight devices.
   assert f["parameters"] == 4_008_384 and m["params"] == 4_008_384 * 4 // 8
   assert m["optimizer"] == 2 * m["params"] + 4  # and the number of the step
   assert m["batch"] == 6 * 1 * 256 * 4
@@ -74,8 +74,8 @@ def test_the_quick_start(tmp_path):
   assert f["rows_per_device"] == 1 and f["mean_segment"] == 256
   assert f["written_flops"] > f["useful_flops"] > 6 * 2e6 * 8 * 256
   kinds = {c["kind"]: c for c in f["collectives"]}
-  # Each layer's weights are gathered in the forward pass, and again in the backward one.
-  assert kinds["all-gather"]["payload_bytes"] > 2 * 4 * 1e6 and kinds["all-gather"]["in_loops"] > 0
+  # Each layer's weights are gathered once: it keeps all for the backward pass, and has no loop on a CPU.
+  assert kinds["all-gather"]["payload_bytes"] == pytest.approx(4 * 4_008_384, rel=0.01)
   assert f["unknown_loops"] == 0
   assert "nothing was run" in out and "optimizer state" in out and "all-gather" in out
 
@@ -226,7 +226,14 @@ def test_gradients_go_back_to_their_shards():
   """Two copies of four parts: four devices add up a layer's gradient and keep a part each, and only parts are
   added up between the copies. Summed whole over all eight it would be four times as much for that."""
   cfg = from_hf(families.keys_of("llama", families.IDS))
-  c = load_config(str(QUICKSTART), ["--config.batch.max_length=32", "--config.mesh.data=2"])
+  c = load_config(
+    str(QUICKSTART),
+    [
+      "--config.batch.max_length=32",
+      "--config.mesh.data=2",
+      "--config.model.remat=attention_saved",
+    ],
+  )
   topology = open_topology("cpu:8")
   mesh = meshes.make_mesh(**c.mesh, devices=topology.devices)
   found = read_traffic(compiling.compile_step(c, cfg, mesh, topology, 1).text, topology.groups)

@@ -46,9 +46,9 @@ class Faulty:
     return state, metrics
 
 
-def rechecked(trainer, step=None, every=1):
+def rechecked(trainer, step=None, every=1, opening=0):
   said = []
-  trainer.step = Recheck(step or trainer.step, trainer.mesh, every, 0, said.append)
+  trainer.step = Recheck(step or trainer.step, trainer.mesh, every, 0, said.append, opening)
   return said
 
 
@@ -92,6 +92,26 @@ def test_one_bit_on_one_device(trainer, call, words):
   (device,) = [d for d in jax.devices() if d.id == 5]
   assert f"Differing: {device} (process 0)." in said
   assert "Up to step 1 every step that was compared was the same twice" in said
+
+
+@pytest.mark.parametrize(
+  "every, opening, calls, said",
+  [
+    (0, 2, [2, 2, 1, 1], ["; so is each until step 2"]),
+    (0, 1, [2, 1, 1, 1], [""]),
+    (4, 1, [2, 1, 1, 2], ["; so is every 4th"]),
+  ],
+)
+def test_the_first_steps_alone(trainer, every, opening, calls, said):
+  """How often the step is computed in each of four steps."""
+  step = Faulty(trainer.step, [], [])
+  words, done, each = rechecked(trainer, step, every, opening), 0, []
+  for seed in range(4):
+    trainer.run(make_batch(seed))
+    each.append(step.called - done)
+    done = step.called
+  assert each == calls
+  assert words == [f"step 1 was computed twice, with the same bits{more}" for more in said]
 
 
 def test_a_copy_of_what_all_devices_have(trainer):
@@ -179,8 +199,8 @@ def test_a_run_ends_without_saving_and_goes_on_elsewhere(tmp_path, monkeypatch):
   config, root = commands.write_config(tmp_path, *lines), tmp_path / "run"
   args = ("--config", config, "--workdir", root, "--config.debug.recheck_every=2")
   real = job.Recheck
-  # Two steps without, one twice, one without, then the fourth: its first result is wrong.
-  broken = lambda step, *rest: real(Faulty(step, [4], [2]), *rest)  # noqa: E731
+  # The first two twice, as ever on several devices of a CPU, one once, then the fourth: its first result is wrong.
+  broken = lambda step, *rest: real(Faulty(step, [5], [2]), *rest)  # noqa: E731
   monkeypatch.setattr(job, "Recheck", broken)
   code, out, err = commands.here(train, *args)
   assert code == 1 and err.startswith("error: step 4 was computed twice"), out + err
