@@ -34,9 +34,26 @@ def final_loss(folder, *lines) -> float:
   return losses[40]
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+  """The loss of AdamW with everything in float32."""
+  return final_loss(tmp_path_factory.mktemp("float32") / "adamw")
+
+
 @pytest.mark.slow
-def test_less_memory_ends_within_a_hundredth(tmp_path):
-  expected = final_loss(tmp_path / "float32")
+@pytest.mark.parametrize("name, rate", [("adafactor", 1.0), ("muon", 1.6)])
+def test_other_optimizers_end_no_more_than_a_hundredth_higher(tmp_path, expected, name, rate):
+  """At this many times AdamW's learning rate (docs/memory.md)."""
+  found = final_loss(
+    tmp_path / name,
+    f"c.optimizer.name = {name!r}",
+    f"c.optimizer.learning_rate = {rate} * c.optimizer.learning_rate",
+  )
+  assert found < 1.01 * expected and found != expected
+
+
+@pytest.mark.slow
+def test_less_memory_ends_within_a_hundredth(tmp_path, expected):
   found = [final_loss(tmp_path / str(i), *lines) for i, lines in enumerate(SMALL)]
   np.testing.assert_allclose(found, expected, rtol=0.01)
   assert len({expected, *found}) == 1 + len(SMALL)  # each is another computation
