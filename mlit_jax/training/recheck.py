@@ -96,9 +96,12 @@ class Recheck:
       if self.good
       else "No step of this run had been compared before."
     )
+    devices = list(self.mesh.devices.flat)
+    shared = len(devices) > 1 and devices[0].platform == "cpu" and jax.process_count() == 1
+    one = "Several devices of one CPU may be at fault themselves: try JAX_NUM_CPU_DEVICES=1. "
     return (
-      f"Nothing of this step is saved. {known} Take the machine out of use or test it (python -m mlit_jax.doctor), then "
-      "run again elsewhere: it goes on from the last checkpoint."
+      f"Nothing of this step is saved. {known} {one if shared else ''}Take the machine out of use or test it "
+      "(python -m mlit_jax.doctor), then run again elsewhere: it goes on from the last checkpoint."
     )
 
   def _places(self, where: Mapping[str, np.ndarray]) -> str:

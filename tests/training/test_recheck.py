@@ -92,6 +92,7 @@ def test_one_bit_on_one_device(trainer, call, words):
   (device,) = [d for d in jax.devices() if d.id == 5]
   assert f"Differing: {device} (process 0)." in said
   assert "Up to step 1 every step that was compared was the same twice" in said
+  assert "try JAX_NUM_CPU_DEVICES=1" in said
 
 
 @pytest.mark.parametrize(
