@@ -16,12 +16,13 @@ import jax.numpy as jnp
 
 from mlit_jax.attention import tiles
 from mlit_jax.attention.choice import Needs
+from mlit_jax.attention.padding import fill_padding, mask_gradient
 from mlit_jax.attention.scoring import Rows
 
 _LARGEST_HEAD = 256
 _UNUSED = -1  # in offsets and lengths
 # Until then offsets of keys were counted in query heads: with grouped heads they pointed elsewhere.
-_GROUPED_HEADS_SINCE = (0, 12)
+_GROUPED_HEADS_SINCE = (0, 11, 1)
 # Examples of a row where nobody knows: so many tokens have one at most.
 _TOKENS_PER_SEGMENT = 16
 
@@ -73,15 +74,15 @@ def prepare(rows: Rows, needs: Needs) -> Offsets:
 
 def run(q_BTNH, k_BTKH, v_BTKH, offsets: Offsets, window, needs: Needs, slopes_N) -> jax.Array:
   """o_BTNH. Rows of more segments than were reckoned with give no numbers: better no run than a wrong one."""
-  live = offsets.is_live_BT[:, :, None, None]
+  live_BT = offsets.is_live_BT
   # cuDNN touches nothing of padding: neither what it writes of it nor its gradients mean anything.
-  q, k, v = (jnp.where(live, x, 0) for x in (q_BTNH, k_BTKH, v_BTKH))
-  if needs.heads != needs.kv_heads and jax.__version_info__[:2] < _GROUPED_HEADS_SINCE:
+  q, k, v = (mask_gradient(x, live_BT) for x in (q_BTNH, k_BTKH, v_BTKH))
+  if needs.heads != needs.kv_heads and jax.__version_info__ < _GROUPED_HEADS_SINCE:
     k, v = (jnp.repeat(x, needs.heads // needs.kv_heads, axis=2) for x in (k, v))
   kernel = functools.partial(_kernel, offsets, needs.scoring.scale)
   o = tiles.by_window(kernel, q, k, v, window, needs.windows)
-  o = jnp.where(live, o, 0)
-  return jnp.where(offsets.fits_B[:, None, None, None], o, jnp.nan)
+  fits_B1 = offsets.fits_B[:, None]
+  return fill_padding(o, live_BT & fits_B1, jnp.where(live_BT & ~fits_B1, jnp.nan, 0.0))
 
 
 def _kernel(offsets: Offsets, scale: float, q, k, v, window: int):

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mlit_jax.attention import tiles
 from mlit_jax.attention.choice import Needs
+from mlit_jax.attention.padding import fill_padding
 from mlit_jax.attention.scoring import SAVED, Rows, Scoring, segment_starts
 
 _PLACE = "tokamax._src.ops.attention"
@@ -69,7 +70,7 @@ def run(q_BTNH, k_BTKH, v_BTKH, prepared, window, needs: Needs, slopes_N) -> jax
   first_BT = jnp.maximum(first_BT, from_T[None])
   o_BTNH = _attend(needs.scoring, q_BTNH, k_BTKH, v_BTKH, first_BT)
   # Padding is a segment like any other to the kernel.
-  return jnp.where(live_BT[:, :, None, None], o_BTNH, 0)
+  return fill_padding(o_BTNH, live_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -29,6 +29,7 @@ from mlit_jax.loops import run_loop
 # Besides a number of tokens, what a chunk may be for whoever calls: usual_chunk, or the plain loss.
 AUTOMATIC, PLAIN = 0, -1
 _TOKEN_AXES = ("batch", "length")
+_LEAST, _MOST = 1024, 4096  # tokens of a chunk on GPU and TPU
 
 
 def head_loss(
@@ -55,14 +56,17 @@ def head_scores(
   return out.nll_BT, out.best_BT
 
 
-def usual_chunk(platform: str) -> int:
-  """Tokens of a chunk on "cpu", "gpu" or "tpu".
+def usual_chunk(platform: str, tokens: int = 0) -> int:
+  """Tokens of a chunk on "cpu", "gpu" or "tpu", where a device has so many at a time.
 
   Each chunk reads and writes the float32 gradient of the head once: 8 bytes for 2 * chunk operations. An
-  H100 or a TPU does some 240 operations per byte, so with fewer than 960 tokens that would be its limit. On
-  CPU logits that stay in the cache are worth more, see docs/performance.md.
+  H100 or a TPU does some 240 operations per byte (a v6e 560), so with fewer than 960 tokens that would be its
+  limit. With many tokens a chunk of a sixteenth needs less than a layer does in the backward pass: the peak stays.
+  On CPU logits that stay in the cache are worth more, see docs/performance.md.
   """
-  return 256 if platform == "cpu" else 1024
+  if platform == "cpu":
+    return 256
+  return min(max(tokens // 16 // _LEAST * _LEAST, _LEAST), _MOST)
 
 
 def _width_first(head: Head) -> Head:
@@ -241,13 +245,36 @@ def _logits(how: _How, whole, chunks: _Chunks, i, x_BTD, targets_BT, weights_BT)
 
 
 def _log_z_and_nll(how: _How, logits_CV, is_target_CV):
-  peak_C = _max_over(how.vocab, jnp.max(logits_CV, axis=1))
+  gold_CV = jnp.where(is_target_CV, logits_CV, 0.0)
+  peak_C, z_C, gold_C = jax.lax.platform_dependent(
+    logits_CV, gold_CV, cuda=_sums_in_one_pass, default=_sums
+  )
+  top_C = _max_over(how.vocab, peak_C)
+  z_C, gold_C = _sum_over(how.vocab, (z_C * jnp.exp(peak_C - top_C), gold_C))
+  log_z_C = top_C + jnp.log(z_C)
+  return log_z_C, log_z_C - gold_C
+
+
+def _sums(logits_CV, gold_CV):
+  """Of each token the highest logit of these words, the sum of exp(logit - highest), and that of `gold`."""
+  peak_C = jnp.max(logits_CV, axis=1)
   peak_C = jnp.where(jnp.isfinite(peak_C), peak_C, 0.0)
   z_C = jnp.sum(jnp.exp(logits_CV - peak_C[:, None]), axis=1)
-  gold_C = jnp.sum(jnp.where(is_target_CV, logits_CV, 0.0), axis=1)
-  z_C, gold_C = _sum_over(how.vocab, (z_C, gold_C))
-  log_z_C = peak_C + jnp.log(z_C)
-  return log_z_C, log_z_C - gold_C
+  return peak_C, z_C, jnp.sum(gold_CV, axis=1)
+
+
+def _sums_in_one_pass(logits_CV, gold_CV):
+  """The same, reading the logits once (Milakov & Gimelshein 2018): XLA for GPUs reads them for each sum otherwise."""
+
+  def join(a, b):
+    (peak_a, z_a, gold_a), (peak_b, z_b, gold_b) = a, b
+    peak = jnp.maximum(peak_a, peak_b)
+    return peak, z_a * jnp.exp(peak_a - peak) + z_b * jnp.exp(peak_b - peak), gold_a + gold_b
+
+  lowest = jnp.finfo(jnp.float32).min  # -inf - -inf would be no number
+  nothing = jnp.float32(lowest), jnp.float32(0), jnp.float32(0)
+  each = logits_CV, jnp.ones_like(logits_CV), gold_CV
+  return jax.lax.reduce(each, nothing, join, (1,))
 
 
 def _best(how: _How, logits_CV) -> jax.Array:

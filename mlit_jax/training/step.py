@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,9 +75,8 @@ def make_train_step(
   tokens.
   """
 
-  chunk = _chunk(loss_chunk, mesh)
-
   def objective(params, batch, per_token):
+    chunk = _chunk(loss_chunk, mesh, batch)
     loss, sums = batch_loss(forward, params, batch, num_languages, chunk=chunk, z_loss=z_loss)
     if num_experts:
       loss += per_token * jnp.sum(batch.segments > 0) * balance_loss(sums.routing)
@@ -130,12 +130,13 @@ def make_row_losses(
   loss_chunk: int = AUTOMATIC,
 ) -> Callable:
   """Jitted (params, batch) -> (nll_B, trained_B), see row_losses; on every device, in as many parts as a step."""
-  chunk = _chunk(loss_chunk, mesh)
+
+  def of_part(params, part):
+    return row_losses(forward, params, part, chunk=_chunk(loss_chunk, mesh, part))
 
   def losses(params, batch):
     # The sizes of a step, so that it fits where a step does.
-    parts = split_rows(batch, microbatches)
-    out = jax.lax.map(lambda part: row_losses(forward, params, part, chunk=chunk), parts)
+    out = jax.lax.map(functools.partial(of_part, params), split_rows(batch, microbatches))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), out)
 
   return jax.jit(
@@ -145,8 +146,11 @@ def make_row_losses(
   )
 
 
-def _chunk(loss_chunk: int, mesh: Mesh) -> int:
-  return usual_chunk(meshes.platform(mesh)) if loss_chunk == AUTOMATIC else loss_chunk
+def _chunk(loss_chunk: int, mesh: Mesh, batch: Batch) -> int:
+  if loss_chunk != AUTOMATIC:
+    return loss_chunk
+  tokens = batch.tokens.size // (meshes.batch_shards(mesh) * mesh.shape["context"])
+  return usual_chunk(meshes.platform(mesh), tokens)
 
 
 def _norm(grads) -> jax.Array:

@@ -317,7 +317,8 @@ def test_what_rests_in_the_hosts_memory_is_not_the_devices(tmp_path):
   assert a["optimizer"] == b["optimizer"] + b["host"]
   assert b["arguments"] == a["arguments"] - b["host"] == b["params"] + b["optimizer"] + b["batch"]
   # What comes to the device and goes back is among the temporaries.
-  assert a["temporaries"] <= b["temporaries"] <= a["temporaries"] + 3 * b["host"]
+  aligned = 2**10  # JAX 0.11 needs 184 bytes more
+  assert a["temporaries"] <= b["temporaries"] <= a["temporaries"] + 3 * b["host"] + aligned
   assert b["peak"] == b["arguments"] + b["temporaries"]
   assert "in the host's memory, for each of its devices" in out
   assert any("by arithmetic" in line for line in there["advice"]) and not here["advice"]

@@ -136,6 +136,52 @@ def test_loss_and_gradients_are_exact(case, sizes, assert_close):
   assert_close(run(case, sizes), by_numpy(case, *case.arrays()), tolerance=1e-6)
 
 
+@pytest.mark.parametrize(
+  "case, sizes",
+  [("capped, scaled, z", "no mesh"), ("tied", "2,2,2"), ("untied, capped, z", "1,2,4")],
+)
+def test_the_sums_that_gpus_take(case, sizes, assert_close, monkeypatch):
+  one_pass = head_losses._sums_in_one_pass
+  monkeypatch.setattr(head_losses, "_sums", lambda *arrays: one_pass(*arrays))
+  test_loss_and_gradients_are_exact(case, sizes, assert_close)
+
+
+def test_sums_of_large_logits_in_one_pass(assert_close):
+  """They would overflow or vanish without the highest taken off, which may be the first, the last or any."""
+  rng = np.random.default_rng(0)
+  logits = 200 * rng.standard_normal((6, 300)).astype(np.float32)
+  logits[:3, [0, 150, 299]] += 2000 * np.eye(3, dtype=np.float32)
+  logits[3:] -= 1e5
+  gold = np.where(rng.random(logits.shape) < 0.01, logits, 0)
+  peak, z, _ = found = head_losses._sums_in_one_pass(logits, gold)
+  assert_close(found, head_losses._sums(logits, gold), tolerance=1e-6)
+  exact = np.logaddexp.reduce(logits.astype(np.float64), axis=1)
+  assert_close([peak + np.log(z)], [exact], tolerance=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_one_logit_that_is_no_number_shows_in_one_pass(bad):
+  logits = np.zeros((2, 40), np.float32)
+  logits[0, 7] = bad
+  peak, z, _ = head_losses._sums_in_one_pass(logits, logits)
+  assert list(np.isfinite(peak + np.log(z))) == [False, True]
+
+
+@pytest.mark.parametrize(
+  "platform, tokens, chunk",
+  [
+    ("cpu", 1 << 20, 256),
+    ("gpu", 0, 1024),
+    ("gpu", 32_000, 1024),
+    ("gpu", 32_768, 2048),
+    ("tpu", 50_000, 3072),
+    ("tpu", 1 << 20, 4096),
+  ],
+)
+def test_usual_chunk(platform, tokens, chunk):
+  assert head_losses.usual_chunk(platform, tokens) == chunk
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_plain_loss_is_the_same(case, assert_close):
   def loss_of(x_BTD, head, targets_BT, weights_BT):
