@@ -58,14 +58,11 @@ def make_stepping(
 ) -> Stepping:
   """All that a step is made of; nothing is computed. max_segments: examples of a row at most, 0 if not known."""
   specs = decoder.param_specs(cfg)
-  # Layer by layer a device holds less at once: 10 of 79 GiB of a 4B model on an H100. A CPU takes 1.2 to 2 times
-  # as long for the update, and has memory.
-  by_layer = meshes.platform(mesh) != "cpu"
   optimizer_cfg = OptimizerConfig(**c.optimizer)
   if meshes.HOST_MEMORY not in meshes.memory_kinds(mesh):
     # Refused for a run (checks.py). To a compiler of GPUs that are not here all memory is one: a plan reckons.
     optimizer_cfg = dataclasses.replace(optimizer_cfg, offload=False)
-  optimizer = make_optimizer(optimizer_cfg, total_steps, specs, seed=c.seed, by_layer=by_layer)
+  optimizer = make_optimizer(optimizer_cfg, total_steps, specs, seed=c.seed)
   dtype, param_dtype = jnp.dtype(c.model.dtype), jnp.dtype(c.model.param_dtype)
   param_shardings = meshes.param_shardings(specs, mesh)
   shardings = state_shardings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,21 +79,18 @@ class Optimizer(NamedTuple):
   shardings: Callable  # (param_shardings, param_shapes, mesh) -> those of the state
 
 
-def make_optimizer(
-  cfg: OptimizerConfig, steps: int, specs: dict, *, seed: int = 0, by_layer: bool = False
-) -> Optimizer:
+def make_optimizer(cfg: OptimizerConfig, steps: int, specs: dict, *, seed: int = 0) -> Optimizer:
   """The optimizer of the config, for parameters with these specs; matrices decay, all else does not.
 
   Its state is a dict like that of the parameters, with a dict of arrays in place of each. Clipping happens
-  in the step, where the norm is known anyway. `seed` is that of rounding by chance. `by_layer`: every rule goes
-  layer by layer, also one that could take a whole stack.
+  in the step, where the norm is known anyway. `seed` is that of rounding by chance.
 
   With `offload` the state rests in the host's memory. What is updated at once, a layer or where there are none an
   array, comes to the device for it and goes back.
   """
   schedule = make_schedule(cfg, steps)
   leaves = jax.tree.map_with_path(
-    lambda path, spec: _make_leaf(cfg, "/".join(k.key for k in path), spec, by_layer),
+    lambda path, spec: _make_leaf(cfg, "/".join(k.key for k in path), spec),
     specs,
     is_leaf=lambda s: hasattr(s, "axes"),
   )
@@ -162,24 +160,36 @@ class _Leaf:
   rule: rules.AdamW | rules.Adafactor | rules.Muon
   kept: dict[str, moments.Kept]
   decay: float
+  is_stacked: bool
   by_layer: bool  # whether the rule is for one layer's slice
 
   def update(self, now: _Now, layer, p, state: dict, g) -> tuple[jax.Array, dict]:
     """The new parameter and state, of the whole array or of the slice of one layer."""
     bits = None
     if any(x.dtype != jnp.float32 for x in (p, *state.values())):
-      key = rounding.path_key(now.key, self.path)
-      bits = rounding.random_bits(key if layer is None else jax.random.fold_in(key, layer), p.shape)
+      bits = self._random_bits(now, layer, p.shape)
     p_f32 = p.astype(jnp.float32)
     g_f32 = g.astype(jnp.float32) * now.scale
     direction, state = self.rule.update(g_f32, state, now.t, bits, now.good)
-    new_f32 = p_f32 - now.rate * (direction + self.decay * p_f32)
+    if self.decay:  # times 0, XLA:GPU reads an array of zeros for it
+      direction = direction + self.decay * p_f32
+    new_f32 = p_f32 - now.rate * direction
     new = rounding.round_to(new_f32, p.dtype, None if bits is None else rounding.low(bits))
     # Here, where old and new are at hand: chosen later, all of the old state would be kept until then.
     return rules.if_good(now.good, new, p), state
 
+  def _random_bits(self, now: _Now, layer, shape: tuple[int, ...]) -> jax.Array:
+    """Those of a layer are its own, whether layers are updated one by one or all at once."""
+    key = rounding.path_key(now.key, self.path)
+    if layer is not None:
+      return rounding.random_bits(jax.random.fold_in(key, layer), shape)
+    if not self.is_stacked:
+      return rounding.random_bits(key, shape)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(shape[0]))
+    return jax.vmap(lambda key: rounding.random_bits(key, shape[1:]))(keys)
 
-def _make_leaf(cfg: OptimizerConfig, path: str, spec, by_layer: bool) -> _Leaf:
+
+def _make_leaf(cfg: OptimizerConfig, path: str, spec) -> _Leaf:
   name, is_stacked = path.split("/")[-1], spec.axes[:1] == ("layers",)
   shape, axes = (spec.shape[1:], spec.axes[1:]) if is_stacked else (spec.shape, spec.axes)
   matrix = rules.matrix_of(name, axes)
@@ -196,9 +206,11 @@ def _make_leaf(cfg: OptimizerConfig, path: str, spec, by_layer: bool) -> _Leaf:
     L = spec.shape[0]
     kept = {n: moments.Kept((L, *k.shape), ("layers", *k.axes), k.dtype) for n, k in kept.items()}
   decays = len(spec.axes) > 1 and not any(word in name for word in rules.NAMED_VECTORS)
-  # The others are elementwise.
-  by_layer = is_stacked and (by_layer or cfg.name != "adamw" or cfg.moments == "int8")
-  return _Leaf(path, rule, kept, cfg.weight_decay if decays else 0.0, by_layer)
+  # What is elementwise takes a whole stack in place, and reads and writes each number once: a loop over layers
+  # takes them out and puts them back besides.
+  elementwise = cfg.name == "adamw" and cfg.moments != "int8"
+  by_layer = is_stacked and (cfg.offload or not elementwise)
+  return _Leaf(path, rule, kept, cfg.weight_decay if decays else 0.0, is_stacked, by_layer)
 
 
 def _update_stack(now: _Now, leaves, params, state, grads, offload: bool):

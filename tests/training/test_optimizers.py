@@ -34,12 +34,12 @@ KINDS = few(1, [
 every_kind = pytest.mark.parametrize("name, moments, param_dtype", KINDS)
 
 
-def optimizer_of(name, moments="float32", by_layer=False, **changes):
+def optimizer_of(name, moments="float32", **changes):
   cfg = OptimizerConfig(
     **dict(learning_rate=1e-2, schedule="constant", warmup_steps=0, final_learning_rate=0.0, weight_decay=0.1,
            b1=0.9, b2=0.99, eps=1e-8, gradient_clip_norm=0.0, name=name, moments=moments) | changes
   )  # fmt: skip
-  return make_optimizer(cfg, 10, SPECS, seed=3, by_layer=by_layer)
+  return make_optimizer(cfg, 10, SPECS, seed=3)
 
 
 class Trainer:
