@@ -11,24 +11,26 @@ with its channel; it counts once.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from mlit_jax.loops import marked_turns
+from mlit_jax.planning.module_text import (
+  Instruction,
+  branches,
+  called,
+  numbers,
+  read_computations,
+  turns,
+  type_bytes,
+)
 
 KINDS = (
   "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
   "collective-broadcast",
 )  # fmt: skip
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?)\s([a-z][a-z0-9-]*)\((.*)$")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
-_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -66,31 +68,9 @@ class Traffic:
 
 def read_traffic(text: str, groups: Sequence[int]) -> Traffic:
   """The collectives of a compiled module. `groups[i]`: the host or slice of the mesh's i-th device."""
-  reader = _Reader(_computations(text), np.asarray(groups))
+  reader = _Reader(read_computations(text), np.asarray(groups))
   found = reader.walk(reader.entry, 1, False)
   return Traffic(tuple(found), reader.unknown_loops)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-  name: str
-  type: str
-  opcode: str
-  rest: str  # operands and attributes
-
-
-def _computations(text: str) -> dict[str, list[_Instruction]]:
-  """{name: instructions}; the entry is also found under ""."""
-  out: dict[str, list[_Instruction]] = {}
-  body: list[_Instruction] = []
-  for line in text.split("\n"):
-    if head := _COMPUTATION.match(line):
-      body = out[head[2]] = []
-      if head[1]:
-        out[""] = body
-    elif instruction := _INSTRUCTION.match(line):
-      body.append(_Instruction(*instruction.groups()))
-  return out
 
 
 class _Reader:
@@ -107,20 +87,20 @@ class _Reader:
       elif i.opcode == "send" and (way := _MEGASCALE.search(i.rest)):
         out.append(self.between_slices(i, way[1], times, in_loop))
       elif i.opcode == "while":
-        body = self.walk(_called(i.rest, "body"), 1, True)
+        body = self.walk(called(i.rest, "body"), 1, True)
         if body:
           turns = self.turns(i)
           out += [dataclasses.replace(c, times=c.times * turns * times) for c in body]
       elif i.opcode in ("fusion", "async-start"):
-        for c, channel in self.fused(_called(i.rest, "calls"), times, in_loop):
+        for c, channel in self.fused(called(i.rest, "calls"), times, in_loop):
           if channel is None or channel not in seen:
             out.append(c)
           seen.add(channel)
       elif i.opcode == "call":
-        out += self.walk(_called(i.rest, "to_apply"), times, in_loop)
+        out += self.walk(called(i.rest, "to_apply"), times, in_loop)
       elif i.opcode == "conditional":
-        branches = [self.walk(b, times, in_loop) for b in _branches(i.rest)]
-        out += max(branches, key=lambda b: sum(c.times * (c.near + c.far) for c in b), default=[])
+        found = [self.walk(b, times, in_loop) for b in branches(i.rest)]
+        out += max(found, key=lambda b: sum(c.times * (c.near + c.far) for c in b), default=[])
     return out
 
   def fused(self, name: str, times: int, in_loop: bool) -> list[tuple[Collective, str | None]]:
@@ -135,12 +115,12 @@ class _Reader:
         channel = re.search(r"channel_id=(\d+)", i.rest)
         out.append((self.collective(i, kind, times, in_loop), channel[1] if channel else None))
       elif i.opcode == "fusion":
-        out += self.fused(_called(i.rest, "calls"), times, in_loop)
+        out += self.fused(called(i.rest, "calls"), times, in_loop)
     return out
 
-  def collective(self, i: _Instruction, kind: str, times: int, in_loop: bool) -> Collective:
+  def collective(self, i: Instruction, kind: str, times: int, in_loop: bool) -> Collective:
     size, places = self.members(i.rest)
-    total = _type_bytes(i.type.split(", u32[]")[0])  # without a permutation's contexts
+    total = type_bytes(i.type.split(", u32[]")[0])  # without a permutation's contexts
     if i.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):
       total *= size / (size + 1)  # its type holds part and whole
     elif i.opcode.endswith("-start") and kind != "all-reduce":
@@ -151,11 +131,11 @@ class _Reader:
     near, far = _received(kind, total, size, places)
     return Collective(kind, times, total, near, far, size, in_loop, i.name)
 
-  def between_slices(self, i: _Instruction, way: str, times: int, in_loop: bool) -> Collective:
+  def between_slices(self, i: Instruction, way: str, times: int, in_loop: bool) -> Collective:
     """A TPU's collective over slices is one within each slice, and this: each device with its like elsewhere."""
     slices = len(set(self.groups.tolist()))
     kind = way.lower().replace("_", "-")
-    part = _type_bytes(i.type.split(", u32[]")[0])
+    part = type_bytes(i.type.split(", u32[]")[0])
     total = part * slices if kind == "all-gather" else part
     if kind not in KINDS:  # to one other
       kind = "collective-permute"
@@ -171,23 +151,10 @@ class _Reader:
     places = max(len(set(self.groups[list(g)])) for g in groups)
     return max(len(g) for g in groups), places
 
-  def turns(self, i: _Instruction) -> float:
-    """Of a while loop: as the compiler notes it, as its name says, or as what its counter is compared with."""
-    if known := re.search(r'known_trip_count"?:?=?\s*\{"?n"?:"?(\d+)', i.rest):
-      return int(known[1])
-    if (name := re.search(r'op_name="([^"]*)"', i.rest)) and (marked := marked_turns(name[1])):
-      return marked
-    condition = self.computations.get(_called(i.rest, "condition"), [])
-    bounds = {
-      int(m[1])
-      for c in condition
-      if c.opcode == "constant" and re.match(r"[su]\d+\[\]", c.type) and (m := re.match(r"(\d+)\)", c.rest))
-    }  # fmt: skip
-    compares = [c for c in condition if c.opcode == "compare"]
-    if len(bounds) == 1 and len(compares) == 1 and "direction=LT" in compares[0].rest:
-      return bounds.pop()
-    self.unknown_loops += 1
-    return 1
+  def turns(self, i: Instruction) -> float:
+    found = turns(self.computations, i)
+    self.unknown_loops += found is None
+    return found or 1
 
 
 def _received(kind: str, total: float, size: int, places: int) -> tuple[float, float]:
@@ -210,10 +177,10 @@ def _replica_groups(rest: str, count: int) -> np.ndarray | list[list[int]]:
   if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", rest):
     return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d, ]+)\}", found[1])]
   if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-    shape, sides = _numbers(found[1]), _numbers(found[2])
+    shape, sides = numbers(found[1]), numbers(found[2])
     ids = np.arange(math.prod(sides)).reshape(sides)
     if found[3]:
-      ids = ids.transpose(_numbers(found[3]))
+      ids = ids.transpose(numbers(found[3]))
     return ids.reshape(shape)
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", rest):
     return _mesh_groups(found[1], found[2], found[3])
@@ -237,42 +204,11 @@ def _mesh_groups(axes: str, devices: str, wanted: str) -> np.ndarray:
   order = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", devices)
   ids = np.arange(math.prod(shape))
   if order:
-    sides = _numbers(order[1])
+    sides = numbers(order[1])
     ids = ids.reshape(sides)
     if order[2]:
-      ids = ids.transpose(_numbers(order[2]))
+      ids = ids.transpose(numbers(order[2]))
   ids = ids.reshape(shape)
   inner = [i for i, label in enumerate(labels) if label]
   outer = [i for i, label in enumerate(labels) if not label]
   return ids.transpose(outer + inner).reshape(-1, math.prod(shape[i] for i in inner))
-
-
-def _called(rest: str, key: str) -> str:
-  found = re.search(rf"\b{key}=%?([\w.-]+)", rest)
-  return found[1] if found else "?"
-
-
-def _branches(rest: str) -> list[str]:
-  if found := re.search(r"branch_computations=\{([^}]*)\}", rest):
-    return re.findall(r"[\w.-]+", found[1])
-  return [_called(rest, key) for key in ("true_computation", "false_computation")]
-
-
-def _type_bytes(text: str) -> float:
-  """Of all arrays in a type, a tuple's parts together."""
-  total = 0.0
-  for dtype, sides in _SHAPE.findall(text):
-    total += math.prod(_numbers(sides)) * _item_bytes(dtype)
-  return total
-
-
-@functools.lru_cache
-def _item_bytes(dtype: str) -> float:
-  if dtype in _BYTES:
-    return _BYTES[dtype]
-  bits = re.match(r"[a-z]+(\d+)", dtype)  # f32, bf16, s32, f8e4m3fn
-  return int(bits[1]) / 8 if bits else 0.0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-  return tuple(int(n) for n in text.split(",") if n)

@@ -7,6 +7,7 @@ import dataclasses
 from mlit_jax.planning.collectives import Traffic
 from mlit_jax.planning.compiling import Memory
 from mlit_jax.planning.hardware import Device
+from mlit_jax.planning.kernels import Moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +24,31 @@ class Estimate:
 
 
 def estimate(
-  device: Device, devices: int, flops: float, memory: Memory, traffic: Traffic, passes: float
+  device: Device,
+  devices: int,
+  flops: float,
+  memory: Memory,
+  traffic: Traffic,
+  passes: float,
+  kernels: Moved | None = None,
 ) -> Estimate | None:
-  """Of a step that does `flops` in matrix products on all devices; None where the device is not known."""
+  """Of a step that does `flops` in matrix products on all devices; None where the device is not known.
+
+  kernels: what its kernels move, where that is known; else the least that memory_bytes tells.
+  """
   if not device.peak_flops:
     return None
   products = flops / devices / (device.product_share * device.peak_flops)
-  moved = memory_bytes(memory, traffic, passes) / device.memory_rate
+  # What the products move they move while they compute, so that the others' comes to it at worst.
+  least = memory_bytes(memory, traffic, passes)
+  moved, besides = (kernels.total, kernels.others) if kernels else (least, least)
   inside = traffic.near / device.inside_rate
   outside = traffic.far / device.outside_rate
   # The device waits for a layer of it, and then for the layer to be gone: one way after the other.
   host = 2.0 * memory.host / device.host_rate if memory.host else 0.0
-  parts = (products, moved, inside, outside, host)
-  return Estimate(*parts, overlapped=max(parts), serial=sum(parts))
+  overlapped = max(products, moved / device.memory_rate, inside, outside, host)
+  serial = max(products + besides / device.memory_rate + inside + outside + host, overlapped)
+  return Estimate(products, moved / device.memory_rate, inside, outside, host, overlapped, serial)
 
 
 def memory_bytes(memory: Memory, traffic: Traffic, passes: float) -> float:
@@ -49,11 +62,18 @@ def memory_bytes(memory: Memory, traffic: Traffic, passes: float) -> float:
   return state + 2.0 * memory.temporaries + 2.0 * (traffic.near + traffic.far)
 
 
+_LEAST_MOVED = (
+  "memory at {memory:.2f} TB/s: state in and out once, temporaries and what collectives bring written and read "
+  "once; fused or repeated traffic is not known, so this is a lower bound"
+)
+_KERNELS_MOVED = (
+  "memory at {memory:.2f} TB/s: each kernel of the program reads its operands and writes its results once, "
+  "{others:.0f} GB a device besides products and attention; kernels are those of a compiler that cannot try them out here"
+)
 ASSUMPTIONS = (
   "matrix products run at {share:.0%} of the bfloat16 peak of {peak:.0f} TFLOP/s ({share_source}); arithmetic is "
   "counted as the step is written: recomputation and what attention masks included, but of attention kernels only what is seen; never less than the useful",
-  "memory at {memory:.2f} TB/s: state in and out once, temporaries and what collectives bring written and read "
-  "once; fused or repeated traffic is not known, so this is a lower bound",
+  "{moved}",
   "links within a {group} at {inside:.0f} GB/s a device ({inside_source}), between {group}s at {outside:.1f} GB/s "
   "({outside_source}); what a {group} needs from others comes once, through the adapters of all that take part; "
   "no latency, no contention",
@@ -66,13 +86,16 @@ OF_HOST = (
 )
 
 
-def assumptions(device: Device, group: str, *, offload: bool = False) -> list[str]:
+def assumptions(
+  device: Device, group: str, *, offload: bool = False, kernels: Moved | None = None
+) -> list[str]:
   """What an estimate for this device takes for granted."""
   figures = {
     "share": device.product_share,
     "peak": device.peak_flops / 1e12,
     "share_source": device.sources.get("product_share", ""),
     "memory": device.memory_rate / 1e12,
+    "others": kernels.others / 1e9 if kernels else 0.0,
     "inside": device.inside_rate / 1e9,
     "inside_source": device.sources.get("inside_rate", ""),
     "outside": device.outside_rate / 1e9,
@@ -81,5 +104,6 @@ def assumptions(device: Device, group: str, *, offload: bool = False) -> list[st
     "host_source": device.sources.get("host_rate", ""),
     "group": group,
   }
+  figures["moved"] = (_KERNELS_MOVED if kernels else _LEAST_MOVED).format(**figures)
   lines = (*ASSUMPTIONS, OF_HOST) if offload else ASSUMPTIONS
   return [line.format(**figures) for line in lines] if device.peak_flops else []

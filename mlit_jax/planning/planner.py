@@ -18,6 +18,7 @@ from mlit_jax.planning import report
 from mlit_jax.planning.collectives import read_traffic
 from mlit_jax.planning.compiling import Compiled, compile_step, written_flops
 from mlit_jax.planning.estimate import assumptions, estimate
+from mlit_jax.planning.kernels import moved_bytes
 from mlit_jax.planning.search import Search
 from mlit_jax.planning.topologies import Topology
 from mlit_jax.training.flops import attention_flops, step_flops
@@ -109,18 +110,22 @@ def _program_figures(c, cfg, topology, groups, compiled, figures) -> dict:
   if compiled.text is None:
     return {"collectives": None, "unknown_loops": 0, "estimate": None, "assumptions": []}
   traffic = read_traffic(compiled.text, groups)
+  # Of GPUs' modules alone: a TPU's say nothing of what stays in its faster memories.
+  kernels = moved_bytes(compiled.text) if topology.platform == "cuda" else None
   device, devices = topology.device, len(topology.devices)
   passes = c.batch.microbatches * (2 if c.model.remat == "none" else 3)
   # The head is counted for all tokens in one, for trained ones in the other: either may be the less.
   flops = max(figures["written_flops"], figures["useful_flops"])
-  found = estimate(device, devices, flops, compiled.memory, traffic, passes)
+  found = estimate(device, devices, flops, compiled.memory, traffic, passes, kernels)
   tokens = figures["tokens"]
   peak = device.peak_flops * devices
   return {
     "collectives": report.collective_figures(traffic),
     "unknown_loops": traffic.unknown_loops,
     "estimate": report.estimate_figures(found, tokens, figures["useful_flops"], peak),
-    "assumptions": assumptions(device, topology.group_word, offload=c.optimizer.offload)
+    "assumptions": assumptions(
+      device, topology.group_word, offload=c.optimizer.offload, kernels=kernels
+    )
     if found
     else [],
   }

@@ -9,6 +9,7 @@ from mlit_jax.planning.collectives import Collective, Traffic
 from mlit_jax.planning.compiling import Memory
 from mlit_jax.planning.estimate import assumptions, estimate, memory_bytes
 from mlit_jax.planning.hardware import DEVICES, Device
+from mlit_jax.planning.kernels import Moved
 
 DEVICE = Device("made up", 1.0, 100.0, 10.0, 5.0, 1.0, 0.5)
 MEMORY = Memory(params=10, optimizer=20, batch=1, arguments=31, temporaries=7, peak=38)
@@ -31,6 +32,17 @@ def test_each_resource_alone_then_all_at_once_and_in_turn():
   assert (found.inside, found.outside) == (19 / 5, 2)
   assert found.overlapped == 14.6
   assert found.serial == pytest.approx(10 + 14.6 + 19 / 5 + 2)
+
+
+def test_kernels_of_products_move_what_they_need_while_they_compute():
+  found = estimate(DEVICE, 8, 4000.0, MEMORY, TRAFFIC, 3, Moved(products=120.0, others=30.0))
+  assert found.memory == 15 and found.overlapped == 15
+  assert found.serial == pytest.approx(10 + 3 + 19 / 5 + 2)
+  slow = estimate(DEVICE, 8, 4.0, MEMORY, TRAFFIC, 3, Moved(products=900.0))
+  assert slow.serial == slow.overlapped == 90  # products that wait for memory
+  told = assumptions(DEVICES["h100"], "host", kernels=Moved(others=3e10))
+  assert any("30 GB a device besides products" in line for line in told)
+  assert not any("lower bound" in line for line in told)
 
 
 def test_what_rests_in_the_hosts_memory_comes_and_goes():
