@@ -127,6 +127,8 @@ def get_config():
   g.peak_tflops = 0.0  # of one device in m.dtype, for train/mfu; 0: known devices only
 
   c.debug = x = ConfigDict(convert_dict=False)
-  x.recheck_every = 0  # every so many steps one is computed twice and compared; 0: never
+  # Every so many steps one is computed twice and compared; 0: only the first two of each start, on several devices of
+  # one CPU; -1: not those either.
+  x.recheck_every = 0
 
   return c.lock()

@@ -67,7 +67,7 @@ RANGES = {
   "log.every_steps": (1, ANY),
   "log.spikes": (0, ANY),
   "log.peak_tflops": (0, ANY),
-  "debug.recheck_every": (0, ANY),
+  "debug.recheck_every": (-1, ANY),
 }
 
 
@@ -169,7 +169,7 @@ def check_recheck(c, mesh) -> None:
   deterministic = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
   flags = os.environ.get("XLA_FLAGS", "")
   if (
-    c.debug.recheck_every
+    c.debug.recheck_every > 0
     and meshes.platform(mesh) == "gpu"
     and not any(
       re.search(rf"--{name}(=(true|1)\b|\s|$)", flags, re.IGNORECASE) for name in deterministic

@@ -42,7 +42,7 @@ from mlit_jax.weights import load
 
 # Of a program that runs once: LLVM takes a third of the time, the bits are the same.
 _ONCE = {"xla_backend_optimization_level": 1}
-# Computed twice at a run's begin on several devices of one CPU without a loop over layers: on one machine XLA did not
+# Computed twice at each start of a run on several devices of one CPU without a loop over layers: on one machine XLA did not
 # give the same numbers twice there, for a reason that was not found (docs/log.md).
 _DOUBTED_STEPS = 2
 
@@ -121,14 +121,15 @@ class Job:
 
   def loop(self, first: int, trained: dict) -> Run:
     """What training needs from step `first` on."""
-    c, plan = self.c, self.plan
+    c, plan, recheck = self.c, self.plan, self.recheck(first)
     return Run(
       mesh=self.mesh,
       strata=self.encoded.strata,
       total_steps=plan.steps,
       rows=c.batch.rows,
       max_length=c.batch.max_length,
-      train_step=self.train_step(first),
+      train_step=recheck or self.stepping.train_step,
+      waits=recheck.is_due if recheck else lambda step: False,
       batches=load_batches(self.encoded, plan, first, meshes.process_rows(self.mesh, c.batch.rows)),
       learning_rate=self.rates.__getitem__,
       step_flops=self.step_flops,
@@ -324,13 +325,16 @@ class Job:
       for row in self.plan.rows(step)
     ]
 
-  def train_step(self, first: int) -> Callable:
+  def recheck(self, first: int) -> Recheck | None:
     """The train step, every so often computed twice where the config says so, and the first ones where need be."""
-    every, step = self.c.debug.recheck_every, self.stepping.train_step
-    opening = _DOUBTED_STEPS if self.stepping.unrolled and self.mesh.size > 1 else 0
-    if not (every or opening):
-      return step
-    return Recheck(step, self.mesh, every, first, self.terminal.line, opening)
+    every, doubted = self.c.debug.recheck_every, self.stepping.unrolled and self.mesh.size > 1
+    opening = _DOUBTED_STEPS if doubted and every >= 0 else 0
+    if every <= 0 and not opening:
+      return None
+    step, say = self.stepping.train_step, self.terminal.line
+    return Recheck(
+      step, self.mesh, self.clock, say, first=first, every=max(0, every), opening=opening
+    )
 
   def watch(self, first: int) -> Watch:
     c, warn = self.c, self.terminal.warning

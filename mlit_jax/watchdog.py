@@ -22,7 +22,7 @@ MOST_COUNTED = 5.0  # of one tick: a process that was stopped, or a host that sl
 REARM_SECONDS = 10.0
 DUMP_SECONDS = 10.0  # for writing down where it hangs: the disk may be what hangs
 # Kinds of training/clock.py that a step consists of; everything else may take longer.
-OF_A_STEP = ("step", "data_wait", "other")
+OF_A_STEP = ("step", "data_wait", "recheck", "other")
 DONE = "done"
 
 

@@ -9,9 +9,13 @@ from collections.abc import Callable
 import jax
 
 KINDS = (
-  "step", "data_wait", "compiling", "evaluation", "saving", "starting", "data", "weights", "other",
+  "step", "data_wait", "recheck", "compiling", "evaluation", "saving", "starting", "data", "weights",
+  "other",
 )  # fmt: skip
-WORDS = {"step": "training steps", "data_wait": "waiting for data", "data": "reading data"}
+WORDS = {
+  "step": "training steps", "data_wait": "waiting for data", "data": "reading data",
+  "recheck": "computing steps again",
+}  # fmt: skip
 # Of a program that is built or fetched from the cache of compiled programs. Tracing is not told apart.
 COMPILE_EVENTS = (
   "/jax/core/compile/jaxpr_to_mlir_module_duration",

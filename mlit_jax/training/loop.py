@@ -32,6 +32,7 @@ class Run:
   rows: int
   max_length: int
   train_step: Callable  # (state, batch on the mesh) -> (state, StepMetrics)
+  waits: Callable  # step -> whether train_step returns only once it is computed
   batches: Iterator[Batch]
   learning_rate: Callable  # step -> float
   step_flops: Callable  # step -> float
@@ -108,6 +109,9 @@ def train(run: Run, state: State) -> State:
       assert batch is not None, f"the plan ended before step {step} of {run.total_steps}"
       with run.clock.spent("step"), run.profile.step(step) as traced:
         there = _put(batch, run, step)
+        if run.waits(step):  # the one before would be read after it, and given its time
+          _read(run, pending, meter, state)
+          pending = None
         state, metrics = run.train_step(state, there)
         traced(metrics)
         _read(run, pending, meter, state)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from mlit_jax.batch import Batch
 from mlit_jax.errors import MachineFault
+from mlit_jax.training.clock import Clock
 from mlit_jax.training.digest import device_sums, named_leaves, over_processes
 from mlit_jax.training.step import State, StepMetrics
 
@@ -29,26 +30,37 @@ class Recheck:
     self,
     train_step: Callable,
     mesh: Mesh,
-    every: int,
-    first: int,
+    clock: Clock,
     say: Callable[[str], None],
-    opening: int = 0,
+    *,
+    first: int,
+    every: int,
+    opening: int,
   ):
     """`first`: steps done before. `opening`: so many after them are compared, and then every `every`th, with 0 none.
 
     `say` is told of the first recheck, so that nobody waits for what is not on.
     """
-    self.train_step, self.mesh, self.every, self.say = train_step, mesh, every, say
-    self.step, self.good, self.opened = first, 0, first + opening
+    self.train_step, self.mesh, self.clock, self.say = train_step, mesh, clock, say
+    self.step, self.good = first, 0
+    self.every, self.opened = every, first + opening
+
+  def is_due(self, done: int) -> bool:
+    """Whether the step after so many is computed twice: it then waits for its results."""
+    return done < self.opened or (self.every > 0 and (done + 1) % self.every == 0)
 
   def __call__(self, state: State, batch: Batch) -> tuple[State, StepMetrics]:
     """One step; MachineFault where it was computed twice with different results, or where copies differ."""
+    is_due = self.is_due(self.step)
     self.step += 1
-    if not self._due():
+    if not is_due:
       return self.train_step(state, batch)
-    with jax.transfer_guard("allow"):
+    with jax.transfer_guard("allow"), self.clock.spent("recheck"):
       before = jax.tree.map(_Copy, state)
-      once = self._sums(self.train_step(state, batch))
+      with self.clock.spent("step"):  # as it would be by itself: all else is for the comparison
+        out = jax.block_until_ready(self.train_step(state, batch))
+      once = self._sums(out)
+      del out  # there is memory for one
       out = self.train_step(_back(before), batch)
       twice = self._sums(out)
       where = differing(once, twice)
@@ -64,18 +76,17 @@ class Recheck:
     self.good = self.step
     return out
 
-  def _due(self) -> bool:
-    return self.step <= self.opened or (bool(self.every) and self.step % self.every == 0)
-
   def _more(self) -> str:
     """Which others will be."""
+    if self.every == 1:
+      return "; so is each after it"
     opening = f"each until step {self.opened}" if self.step < self.opened else ""
-    later = f"every {self.every}th" if self.every else ""
+    later = f"one every {self.every} steps" if self.every else ""
     others = " and ".join(filter(None, (opening, later)))
     return f"; so is {others}" if others else ""
 
   def _sums(self, out: tuple[State, StepMetrics]) -> dict[str, np.ndarray]:
-    """{array: uint32[devices, 4]}; what was computed is given up when this returns."""
+    """{array: uint32[devices, 4]}."""
     return _everywhere(device_sums(_named(out)), self.mesh.size)
 
   def _words(self, where: Mapping, once: dict, twice: dict, thrice: dict) -> str:
@@ -98,11 +109,14 @@ class Recheck:
     )
     devices = list(self.mesh.devices.flat)
     shared = len(devices) > 1 and devices[0].platform == "cpu" and jax.process_count() == 1
-    one = "Several devices of one CPU may be at fault themselves: try JAX_NUM_CPU_DEVICES=1. "
-    return (
-      f"Nothing of this step is saved. {known} {one if shared else ''}Take the machine out of use or test it "
-      "(python -m mlit_jax.doctor), then run again elsewhere: it goes on from the last checkpoint."
-    )
+    test = "the machine out of use or test it (python -m mlit_jax.doctor), then run again elsewhere"
+    ways = f"Take {test}"
+    if shared:
+      ways = (
+        "Several devices of one CPU may be at fault themselves. Either run again here with JAX_NUM_CPU_DEVICES=1 "
+        f"(mesh.* must allow one device), or take {test}"
+      )
+    return f"Nothing of this step is saved. {known} {ways}: it goes on from the last checkpoint."
 
   def _places(self, where: Mapping[str, np.ndarray]) -> str:
     found = sorted({int(i) for devices in where.values() for i in devices})

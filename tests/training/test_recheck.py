@@ -1,12 +1,20 @@
 """A step computed twice: healthy devices always agree, and one bit that does not is found and its device named."""
 
+import contextlib
+import re
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlit_jax import job, train
+from configs import quickstart
+from mlit_jax import checks, job, train
+from mlit_jax import mesh as meshes
 from mlit_jax.errors import MachineFault
+from mlit_jax.training import loop
+from mlit_jax.training.clock import Clock
 from mlit_jax.training.digest import device_sums, digests
 from mlit_jax.training.recheck import Recheck, disagreeing
 from tests import commands
@@ -48,7 +56,10 @@ class Faulty:
 
 def rechecked(trainer, step=None, every=1, opening=0):
   said = []
-  trainer.step = Recheck(step or trainer.step, trainer.mesh, every, 0, said.append, opening)
+  step, clock = step or trainer.step, Clock()
+  trainer.step = Recheck(
+    step, trainer.mesh, clock, said.append, first=0, every=every, opening=opening
+  )
   return said
 
 
@@ -92,7 +103,7 @@ def test_one_bit_on_one_device(trainer, call, words):
   (device,) = [d for d in jax.devices() if d.id == 5]
   assert f"Differing: {device} (process 0)." in said
   assert "Up to step 1 every step that was compared was the same twice" in said
-  assert "try JAX_NUM_CPU_DEVICES=1" in said
+  assert re.search(r"Either run again here with JAX_NUM_CPU_DEVICES=1 \(.*\), or take the", said)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,9 @@ def test_one_bit_on_one_device(trainer, call, words):
   [
     (0, 2, [2, 2, 1, 1], ["; so is each until step 2"]),
     (0, 1, [2, 1, 1, 1], [""]),
-    (4, 1, [2, 1, 1, 2], ["; so is every 4th"]),
+    (4, 1, [2, 1, 1, 2], ["; so is one every 4 steps"]),
+    (4, 2, [2, 2, 1, 2], ["; so is each until step 2 and one every 4 steps"]),
+    (1, 2, [2, 2, 2, 2], ["; so is each after it"]),
   ],
 )
 def test_the_first_steps_alone(trainer, every, opening, calls, said):
@@ -113,6 +126,82 @@ def test_the_first_steps_alone(trainer, every, opening, calls, said):
     done = step.called
   assert each == calls
   assert words == [f"step 1 was computed twice, with the same bits{more}" for more in said]
+
+
+def test_only_what_a_step_takes_by_itself_is_training(trainer, monkeypatch):
+  """Of two computations, of a second each by a clock that only they move."""
+  now, step = [0.0], trainer.step
+  monkeypatch.setattr("mlit_jax.training.clock.time.perf_counter", lambda: now[0])
+
+  def slow(*args):
+    now[0] += 1.0
+    return step(*args)
+
+  rechecked(trainer, slow, every=2)
+  monkeypatch.setattr("mlit_jax.training.clock.COMPILE_EVENTS", ())  # their seconds are real ones
+  clock = trainer.step.clock = Clock()
+  for seed in range(4):
+    with clock.spent("step"):
+      trainer.run(make_batch(seed))
+  assert (clock.seconds["step"], clock.seconds["recheck"], clock.total()) == (4.0, 2.0, 6.0)
+  assert [trainer.step.is_due(done) for done in range(4)] == [False, True, False, True]
+
+
+def test_the_step_before_is_read_before_one_that_waits(monkeypatch):
+  """Else its line would have the time of both, and the next one's none."""
+  seen = []
+
+  def read(run, pending, *_):
+    if pending is not None:
+      seen.append(f"read {pending.step}")
+
+  def train_step(state, batch):
+    seen.append(f"step {batch}")
+    return state, None
+
+  for name, does in {
+    "_read": read,
+    "_log": lambda *_: None,
+    "_first_step": lambda *_: None,
+  }.items():
+    monkeypatch.setattr(loop, name, does)
+  monkeypatch.setattr(loop, "_put", lambda batch, *_: batch)
+  run = types.SimpleNamespace(
+    mesh=meshes.make_mesh(), total_steps=5, train_step=train_step, waits=lambda step: step in (1, 3),
+    batches=iter(range(5)), has_stalled=lambda step: False, at=lambda step: None, poll=lambda: None,
+    stop=types.SimpleNamespace(agreed=lambda: False), clock=Clock(), eval_every=0, save_every=0,
+    terminal=types.SimpleNamespace(bar=lambda *_: contextlib.nullcontext(types.SimpleNamespace(update=lambda n: None))),
+    profile=types.SimpleNamespace(step=lambda n: contextlib.nullcontext(lambda x: None), close=lambda: None),
+  )  # fmt: skip
+  loop.train(run, types.SimpleNamespace(step=0))
+  words = "step 0, read 0, step 1, step 2, read 1, read 2, step 3, step 4, read 3, read 4"
+  assert ", ".join(seen) == words
+
+
+@pytest.mark.parametrize(
+  "unrolled, devices, every, said",
+  [
+    (True, 2, 0, (0, 2)),
+    (True, 2, 5, (5, 2)),
+    (True, 2, -1, None),
+    (True, 1, 0, None),
+    (False, 2, 0, None),
+    (False, 2, 5, (5, 0)),
+    (True, 1, 1, (1, 0)),
+  ],
+)
+def test_which_runs_compute_twice(unrolled, devices, every, said):
+  """(every, opening), after three steps; or none are."""
+  c = quickstart.get_config()
+  c.workdir, c.debug.recheck_every = "run", every
+  checks.check_config(c)
+  job_ = types.SimpleNamespace(
+    c=c, clock=Clock(), terminal=types.SimpleNamespace(line=print),
+    mesh=meshes.make_mesh(devices=jax.devices()[:devices]),
+    stepping=types.SimpleNamespace(unrolled=unrolled, train_step=lambda *_: None),
+  )  # fmt: skip
+  found = job.Job.recheck(job_, 3)
+  assert (found and (found.every, found.opened - 3)) == said
 
 
 def test_a_copy_of_what_all_devices_have(trainer):
@@ -201,12 +290,15 @@ def test_a_run_ends_without_saving_and_goes_on_elsewhere(tmp_path, monkeypatch):
   args = ("--config", config, "--workdir", root, "--config.debug.recheck_every=2")
   real = job.Recheck
   # The first two twice, as ever on several devices of a CPU, one once, then the fourth: its first result is wrong.
-  broken = lambda step, *rest: real(Faulty(step, [5], [2]), *rest)  # noqa: E731
+  broken = lambda step, *rest, **keys: real(Faulty(step, [5], [2]), *rest, **keys)  # noqa: E731
   monkeypatch.setattr(job, "Recheck", broken)
   code, out, err = commands.here(train, *args)
+  assert "step 1 was computed twice, with the same bits; so is each until step 2 and one" in out
   assert code == 1 and err.startswith("error: step 4 was computed twice"), out + err
   assert err.count("\n") == 1 and "params/blocks/mlp/up_DF" in err and "Traceback" not in err
   assert [p.name for p in (root / "checkpoints").iterdir()] == ["2"]
   monkeypatch.setattr(job, "Recheck", real)
   code, out, err = commands.here(train, *args[:-1], "--config.debug.recheck_every=1")
   assert code == 0 and "resumed at step 2" in out and "step 3 was computed twice" in out, err
+  times = [event["time/recheck"] for event in commands.events(root) if "train/loss" in event]
+  assert len(times) == 6 and all(seconds > 0 for seconds in times)
