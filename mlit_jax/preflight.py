@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import mlit_jax
 from mlit_jax import runtime
+from mlit_jax.cores import usable_cores
 from mlit_jax.errors import UserError
 
 MOST_SKEW = 5.0  # seconds between the clocks of two hosts
@@ -52,17 +54,23 @@ def preflight() -> tuple[str, list[str]]:
   return line, warnings
 
 
-def unused_cores(rows: int) -> str:
-  """How to train faster where a CPU with several cores is one device; "" elsewhere. rows: of a part of a step."""
+def unused_cores(rows: int, sizes: Mapping[str, int]) -> str:
+  """How to train faster where a CPU with several cores is one device; "" elsewhere.
+
+  rows: of a part of a step. sizes: the config's mesh, which more devices must fit.
+  """
   if jax.local_devices()[0].platform != "cpu" or jax.device_count() > 1:
     return ""
   if "JAX_NUM_CPU_DEVICES" in os.environ:
     return ""  # who says 1 means it
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  if -1 not in (sizes["data"], sizes["fsdp"]):
+    return ""
+  cores = usable_cores()
   devices = max(n for n in range(1, min(cores, rows) + 1) if rows % n == 0)
   if devices == 1:
     return ""
-  return f"of {cores} cores; the environment variable JAX_NUM_CPU_DEVICES={devices} makes training faster"
+  # Two cores were measured, no more.
+  return f"of {cores} cores; the environment variable JAX_NUM_CPU_DEVICES={devices} may make training faster"
 
 
 def check_alike(devices: np.ndarray, clocks: np.ndarray) -> float:

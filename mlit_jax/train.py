@@ -69,7 +69,7 @@ def build_and_run(c, stop: signals.StopSignal, watchdog: Watchdog) -> None:
   terminal = console.Terminal(shown=runtime.is_main(), beat=watchdog.beat)
   clock = Clock(mlit_jax.STARTED, tell=watchdog.beat)
   found, warnings = preflight()
-  faster = unused_cores(c.batch.rows // c.batch.microbatches)
+  faster = unused_cores(c.batch.rows // c.batch.microbatches, c.mesh)
   terminal.line(" ".join(filter(None, (found, faster))))
   for line in warnings:
     terminal.warning(line)

@@ -25,6 +25,7 @@ MAY_IMPORT = {
   "mesh": {"errors"},
   "head": {"mesh"},
   "loops": set(),
+  "cores": set(),
   "attention": {"mesh", "errors", "loops"},
   "checksums": {"errors"},
   "peers": set(),
@@ -86,6 +87,7 @@ MAY_IMPORT = {
   "examining": {
     "attention",
     "config",
+    "cores",
     "errors",
     "model",
     "opening",

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
 from mlit_jax import preflight, runtime
 from mlit_jax.errors import UserError
 
@@ -15,17 +16,21 @@ def test_one_process_says_what_it_has():
 
 
 @pytest.mark.parametrize(
-  "cores, rows, said", [(8, 8, "=8 makes"), (6, 8, "=4 makes"), (16, 12, "=12 makes"), (4, 1, ""), (1, 8, "")]
-)  # fmt: skip
+  "cores, rows, said",
+  [(8, 8, "=8 may"), (6, 8, "=4 may"), (16, 12, "=12 may"), (4, 1, ""), (1, 8, "")],
+)
 def test_cores_that_one_device_does_not_use(monkeypatch, cores, rows, said):
+  filled = base.get_config().mesh
   monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
-  monkeypatch.setattr(preflight.os, "sched_getaffinity", lambda pid: set(range(cores)))
-  assert preflight.unused_cores(rows) == "", "there are eight devices here"
+  monkeypatch.setattr(preflight, "usable_cores", lambda: cores)
+  assert preflight.unused_cores(rows, filled) == "", "there are eight devices here"
   monkeypatch.setattr(preflight.jax, "device_count", lambda: 1)
-  words = preflight.unused_cores(rows)
+  words = preflight.unused_cores(rows, filled)
   assert (said in words and words.startswith(f"of {cores} cores; ")) if said else not words
+  assert preflight.unused_cores(rows, {"data": -1, "fsdp": 1}) == words
+  assert preflight.unused_cores(rows, {"data": 1, "fsdp": 1}) == "", "more would be refused"
   monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-  assert preflight.unused_cores(rows) == ""
+  assert preflight.unused_cores(rows, filled) == ""
 
 
 def test_clocks_and_devices_are_compared():

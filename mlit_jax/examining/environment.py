@@ -8,17 +8,18 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from mlit_jax.cores import usable_cores
 from mlit_jax.examining.finding import Finding, ok, warning, wrong
 
 ADDRESS, NUMBER, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 AUTO = "MLIT_DISTRIBUTED"
+DEVICES, DEVICES_FLAG = "JAX_NUM_CPU_DEVICES", "--xla_force_host_platform_device_count"
 # Variables that tell a task of how many there are, by launcher.
 _TASKS = {"SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "Open MPI": ("OMPI_COMM_WORLD_SIZE",)}
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # in the order in which gRPC looks
 _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 # Patterns of XLA_FLAGS: what they do to a run.
 _FLAGS = {
-  r"--xla_force_host_platform_device_count=(?!1\b)\d+": "shows the CPU as several devices: for trying meshes; slower, if more than cores",
   r"--xla_dump_to=\S+": "writes every program to disk",
   r"--xla_backend_optimization_level=[01]\b": "compiles without optimizing",
   r"--xla_disable_all_hlo_passes(=true)?(?!\S)": "compiles without optimizing",
@@ -87,7 +88,22 @@ def switches(env: Mapping[str, str]) -> list[Finding]:
   for name, what in _SWITCHES.items():
     if env.get(name, "").lower() not in _OFF:
       found.append(warning(name, f"{env[name]}: {what}", "Unset it for real runs."))
+  found += cpu_devices(env)
   return found or [ok("XLA_FLAGS", flags or "none")]
+
+
+def cpu_devices(env: Mapping[str, str]) -> list[Finding]:
+  """Whether the CPU is to be more devices than it has cores, by either of the ways to say so."""
+  # Of flags the last counts, and JAX's own variable before them.
+  flags = re.findall(rf"(?<!\S){DEVICES_FLAG}=(\d+)", env.get("XLA_FLAGS", ""))
+  item, number = ("XLA_FLAGS", flags[-1]) if flags else (DEVICES, "")
+  if env.get(DEVICES, "").isdigit():
+    item, number = DEVICES, env[DEVICES]
+  cores = usable_cores()
+  if not number or int(number) <= cores:
+    return []
+  found = f"the CPU is to be {number} devices and has {_cores(cores)}: for trying meshes; slower"
+  return [warning(item, found, f"{cores} at most for real runs.")]
 
 
 def known_flags(env: Mapping[str, str]) -> list[Finding]:
@@ -131,3 +147,7 @@ def _described(item: str, given: Mapping[str, str]) -> Finding:
 def _is_spared(host: str, spared: str) -> bool:
   ends = [e.strip().lstrip("*") for e in spared.split(",")]
   return any(e and (host == e or host.endswith(e)) for e in ends) or "*" in spared.split(",")
+
+
+def _cores(number: int) -> str:
+  return "1 core" if number == 1 else f"{number} cores"

@@ -61,15 +61,37 @@ def test_proxies(variables, state):
   "variables, items",
   [
     ({"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=true"}, []),
-    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, []),
     ({"XLA_FLAGS": "--xla_gpu_deterministic_ops=false"}, []),
-    ({"XLA_FLAGS": "--a=b --xla_force_host_platform_device_count=8"}, ["XLA_FLAGS"]),
     ({"XLA_FLAGS": "--xla_gpu_deterministic_ops --xla_dump_to=/tmp/x"}, ["XLA_FLAGS"] * 2),
     ({"JAX_DISABLE_JIT": "1", "JAX_DEBUG_NANS": "false"}, ["JAX_DISABLE_JIT"]),
   ],
 )
 def test_switches(variables, items):
   assert [f.item for f in env.switches(variables) if f.state == "warning"] == items
+
+
+FLAG = "--a=b --xla_force_host_platform_device_count"
+
+
+@pytest.mark.parametrize(
+  "variables, items",
+  [
+    ({"XLA_FLAGS": f"{FLAG}=4"}, []),
+    ({"XLA_FLAGS": f"{FLAG}=8"}, ["XLA_FLAGS"]),
+    ({"XLA_FLAGS": f"{FLAG}=8 {FLAG}=2"}, []),
+    ({"JAX_NUM_CPU_DEVICES": "4"}, []),
+    ({"JAX_NUM_CPU_DEVICES": "5"}, ["JAX_NUM_CPU_DEVICES"]),
+    ({"JAX_NUM_CPU_DEVICES": "5", "XLA_FLAGS": f"{FLAG}=8"}, ["JAX_NUM_CPU_DEVICES"]),
+    ({"JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": f"{FLAG}=8"}, []),
+  ],
+)
+def test_a_cpu_as_more_devices_than_cores(monkeypatch, variables, items):
+  monkeypatch.setattr(env, "usable_cores", lambda: 4)
+  found = [f for f in env.switches(variables) if f.state == "warning"]
+  assert [f.item for f in found] == items
+  assert all(
+    "devices and has 4 cores" in f.found and f.remedy.startswith("4 at most") for f in found
+  )
 
 
 def test_flags_that_end_jax_are_found_by_another_process(monkeypatch, tmp_path):
