@@ -31,7 +31,7 @@ class Stepping:
   train_step: Callable  # jitted (State, Batch) -> (State, StepMetrics)
   row_losses: Callable  # jitted (params, Batch) -> (nll_B, trained_B)
   param_dtype: jnp.dtype
-  unrolled: bool = False  # its layers are not in a loop
+  unrolled: bool  # its layers are not in a loop
 
   def first_state(self, params: dict) -> State:
     """The state of a run that has done nothing, for jit and eval_shape."""

@@ -63,6 +63,8 @@ def stepping_on(mesh, remat="none"):
     ("none", {}, False),
     ("none", {"data": 2, "fsdp": 2}, False),
     ("none", {"fsdp": 1, "tensor": 2}, True),  # joined, the parts of products would lie elsewhere
+    ("none", {"fsdp": 1, "context": 2}, True),
+    ("none", {"fsdp": 1, "expert": 2}, True),
     ("attention_saved", {}, True),
   ],
 )
@@ -75,6 +77,14 @@ def test_only_what_keeps_everything_does_without_the_loop(remat, sizes, has_loop
   loops = [line for line in text.splitlines() if "stablehlo.while" in line]
   stream = "x".join(map(str, (*batch.tokens.shape, test_step.CFG.d_model)))
   assert any(f"tensor<{stream}xf32>" in line for line in loops) == has_loop, loops
+
+
+def test_several_processes_keep_the_loop(monkeypatch):
+  """Also of one that holds all of the mesh."""
+  mesh = meshes.make_mesh(devices=jax.devices()[:2])
+  assert stepping_on(mesh).unrolled
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert not stepping_on(mesh).unrolled
 
 
 def two_steps(**sizes):
