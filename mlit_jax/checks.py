@@ -99,6 +99,11 @@ def check_config(c) -> None:
     )
   if not c.data.train or not c.data.mixture:
     raise UserError("data.train and data.mixture must be set, see configs/quickstart.py")
+  if c.model.path and c.model.sizes:
+    raise UserError(
+      f"model.path is {c.model.path!r} and model.sizes is {dict(c.model.sizes)!r}, but a model has either a base or "
+      "sizes: set model.sizes = {} to tune that model, or model.path = '' for a new one"
+    )
   if not c.model.path and not c.tokenizer.path:
     raise UserError("a model from scratch (model.path is empty) needs tokenizer.path")
   for key, allowed in (
@@ -108,6 +113,7 @@ def check_config(c) -> None:
     ("model.attention", attention.NAMES),
     ("batch.accumulation_dtype", ("float32", "bfloat16")),
     ("optimizer.name", optimizer.NAMES),
+    ("optimizer.schedule", optimizer.SCHEDULES),
     ("optimizer.moments", moments.FORMATS),
     ("optimizer.nonfinite", watch.POLICIES),
     ("data.groups", GROUPS),
@@ -120,6 +126,8 @@ def check_config(c) -> None:
       f"optimizer.moments is {c.optimizer.moments!r}, but adafactor keeps sums of rows and columns, in float32; leave "
       "optimizer.moments at 'float32', or use optimizer.name = 'adamw'"
     )
+  if c.steps:  # with epochs the rows say how many there are
+    optimizer.check_warmup(c.optimizer.warmup_steps, c.steps)
   check_trackers(c.log.trackers)
   if c.eval.patience and not (c.eval.every_steps and (c.eval.sets or c.eval.suites)):
     raise UserError(
@@ -235,18 +243,47 @@ def check_images(encoded: Encoded, hf_config: dict) -> None:
 def check_best(metric: str, sets: Sequence[EvalSet], suites: Sequence[Suite] = ()) -> None:
   """Whether the evaluations will have the figure that `checkpoint.best` goes by."""
   known = [
-    f"{s.name}/{lang}/{name}"
+    figure
     for s in sets
-    for lang in (*s.encoded.languages, MEAN, WORST)
-    for name in summary.METRICS
-    if (s.questions or name in LOWER_IS_BETTER) and name not in summary.CONDITIONAL
+    for figure in _figures(s.name, s.encoded.languages, answers=bool(s.questions))
   ]
-  known += [
+  _check_best(metric, known + _figures_of_suites(suites))
+
+
+def check_best_of(
+  metric: str,
+  sets: Mapping[str, Iterable[str]],
+  suites: Sequence[Suite] = (),
+  *,
+  answers: bool,
+) -> None:
+  """The same before a row is tokenised: `sets` has the languages of each. answers: whether any are written."""
+  known = [
+    figure for name, langs in sets.items() for figure in _figures(name, langs, answers=answers)
+  ]
+  _check_best(metric, known + _figures_of_suites(suites))
+
+
+def _figures(name: str, languages: Iterable[str], *, answers: bool) -> list[str]:
+  """ "heldout/sw/loss" and all others of a set."""
+  return [
+    f"{name}/{lang}/{metric}"
+    for lang in (*languages, MEAN, WORST)
+    for metric in summary.METRICS
+    if (answers or metric in LOWER_IS_BETTER) and metric not in summary.CONDITIONAL
+  ]
+
+
+def _figures_of_suites(suites: Sequence[Suite]) -> list[str]:
+  return [
     f"{s.name}/{lang}/{name}"
     for s in suites
     for lang in (*sorted({item.lang for item in s.items}), MEAN, WORST)
     for name in metric_names(s)
   ]
+
+
+def _check_best(metric: str, known: list[str]) -> None:
   if metric and metric not in known:
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0)
     raise UserError(

@@ -56,10 +56,10 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else devices
   sizes = {"data": data, "fsdp": fsdp, "expert": expert, "context": context, "tensor": tensor}
+  check_sizes(**sizes)
   free = [name for name, size in sizes.items() if size == -1]
   known = int(np.prod([size for size in sizes.values() if size != -1]))
-  wrong = min(sizes.values()) < -1 or known < 1  # -2 * -2 would pass for 4
-  if len(free) > 1 or wrong or len(devices) % known or (not free and known != len(devices)):
+  if len(devices) % known or (not free and known != len(devices)):
     raise UserError(
       f"mesh {sizes} does not fit {len(devices)} devices. "
       "The product of mesh.data, mesh.fsdp, mesh.expert, mesh.context and mesh.tensor must be their number; "
@@ -69,6 +69,15 @@ def make_mesh(
     sizes[free[0]] = len(devices) // known
   shape = tuple(sizes[axis] for axis in MESH_AXES)
   return Mesh(_arrange(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def check_sizes(**sizes: int) -> None:
+  """Refuse sizes that fit no number of devices."""
+  if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    raise UserError(
+      f"mesh {sizes} does not fit any number of devices. Each of mesh.data, mesh.fsdp, mesh.expert, mesh.context and "
+      "mesh.tensor must be 1 or more; one of them may be -1: all devices that are left."
+    )
 
 
 def _arrange(shape: tuple[int, ...], devices) -> np.ndarray:

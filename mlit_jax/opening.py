@@ -145,6 +145,8 @@ def open_rows(c, tokenizer, root: Path, terminal) -> Data:
   eval_rows = read_eval_sets(c)
   suites = [open_suite(spec).only(set(), c.eval.suite_items) for spec in c.eval.suites]
   checks.check_set_names([*eval_rows, *(s.name for s in suites)])
+  languages = {name: dict.fromkeys(row.lang for row in rows) for name, rows in eval_rows.items()}
+  checks.check_best_of(c.checkpoint.best, languages, suites, answers=c.eval.generate_rows > 0)
   held_out = itertools.chain(*eval_rows.values(), *map(as_rows, suites))
   encoded, plan, made_from = open_data(c, tokenizer, held_out, root, terminal)
   sets = open_eval_sets(c, eval_rows, tokenizer)

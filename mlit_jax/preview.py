@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from mlit_jax import checks, preview_page, runtime
+from mlit_jax import early, preview_page, runtime
 from mlit_jax.charts import visible
 from mlit_jax.config import load_config
 from mlit_jax.data import figures
@@ -57,12 +57,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
   c = load_config(args.config, overrides)
   if args.workdir:
     c.workdir = args.workdir
-  checks.check_config(c)
+  early.check_config(c)
   terminal = console.Terminal()
   root = Path(c.workdir)
   # Its tokenizer is all that is wanted of the model, so no weights are fetched.
   folder = model_folder(c.model.path, weights=False) if c.model.path else None
   tokenizer = open_tokenizer(c, folder)
+  misfit = early.misfit(c, early.check_model(c, folder, tokenizer))
+  if misfit:
+    terminal.warning(misfit)
   data = open_rows(c, tokenizer, root, terminal)
   measured = figures.measure(data.encoded, data.plan, tokenizer)
   unknown = sorted(set(wanted) - measured.languages.keys())

@@ -22,19 +22,18 @@ import sys
 from pathlib import Path
 
 import mlit_jax
-from mlit_jax import checks, peers, runtime, signals
-from mlit_jax import mesh as meshes
+from mlit_jax import checks, early, peers, runtime, signals
 from mlit_jax.config import load_config, nested
 from mlit_jax.data.figures import measure
 from mlit_jax.data.findings import findings
 from mlit_jax.job import Job
-from mlit_jax.model.config import from_hf, from_scratch, to_hf
+from mlit_jax.model.config import to_hf
 from mlit_jax.opening import open_rows, open_tokenizer
 from mlit_jax.preflight import preflight, unused_cores
 from mlit_jax.training import card, console, workdir
 from mlit_jax.training.clock import Clock
 from mlit_jax.watchdog import Limits, Watchdog
-from mlit_jax.weights import load, source
+from mlit_jax.weights import source
 
 
 def main() -> int:
@@ -53,7 +52,7 @@ def run(file: str, folder: str, overrides: list[str]) -> None:
   c = load_config(file, overrides)
   if folder:
     c.workdir = folder
-  checks.check_config(c)
+  early.check_config(c)
   with signals.StopSignal() as stop:
     stop.early = True  # until the first step is done
     runtime.start(peer_seconds=c.watchdog.peer_seconds)
@@ -116,20 +115,15 @@ def prepare(
   workdir.check_free(root, c)
   base = source.read_source(c.model.path) if c.model.path else None
   tokenizer = open_tokenizer(c, base.folder if base else None)
+  cfg = early.check_model(c, base.folder if base else None, tokenizer)
+  mesh = early.check_devices(c, cfg)
   with clock.spent("data"):
     data = open_rows(c, tokenizer, root, terminal)
   encoded, plan, sets = data.encoded, data.plan, data.sets
-  cfg = from_hf(base.config) if base else from_scratch(dict(c.model.sizes), tokenizer.vocab_size)
-  checks.check_vocabulary(cfg, tokenizer)
   if base:
     for of_text in (encoded, *(s.encoded for s in sets)):
       checks.check_images(of_text, base.config)
     checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)
-    load.check_names(base.folder, cfg)
-  mesh = meshes.make_mesh(**c.mesh)
-  checks.check_mesh(c, cfg, mesh)
-  checks.check_attention(c, cfg, mesh)
-  checks.check_recheck(c, mesh)
   workdir.check_plan(root, data.ledger)
   job = Job(c, root, cfg, mesh, tokenizer, data, terminal, clock, stop, watchdog)
   return base, job

@@ -15,7 +15,7 @@ END = "<|end|>"
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
   root = tmp_path_factory.mktemp("preview")
-  config = write_config(root)
+  config = write_config(root, "c.batch.rows = 8")
   code, out, err = here(preview, "--config", config, "--workdir", root / "run", "--rows", "3")
   assert code == 0, err
   return root, config, out

@@ -47,8 +47,6 @@ class FastTextDetector:
 
 
 def _load(path, where: str):
-  if not Path(path).is_file():
-    raise UserError(f"{where}: there is no file {path}. Name the .bin or .ftz file of the model.")
   try:
     import fasttext
   except ImportError as e:

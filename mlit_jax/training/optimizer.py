@@ -51,10 +51,7 @@ def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     raise UserError(
       f"optimizer.schedule is {cfg.schedule!r}; it must be one of {', '.join(SCHEDULES)}"
     )
-  if cfg.warmup_steps >= steps and cfg.warmup_steps:
-    raise UserError(
-      f"optimizer.warmup_steps {cfg.warmup_steps} leaves nothing of the run's {steps} steps; lower it"
-    )
+  check_warmup(cfg.warmup_steps, steps)
   peak, end, rest = cfg.learning_rate, cfg.final_learning_rate, max(1, steps - cfg.warmup_steps)
   if cfg.schedule == "cosine":
     decay = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
@@ -67,6 +64,14 @@ def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
   first = peak / cfg.warmup_steps
   warmup = optax.linear_schedule(first, peak, max(1, cfg.warmup_steps - 1))
   return optax.join_schedules([warmup, decay], [cfg.warmup_steps])
+
+
+def check_warmup(warmup_steps: int, steps: int) -> None:
+  """Refuse a warmup that is as long as the run."""
+  if warmup_steps >= steps and warmup_steps:
+    raise UserError(
+      f"optimizer.warmup_steps {warmup_steps} leaves nothing of the run's {steps} steps; lower it"
+    )
 
 
 class Optimizer(NamedTuple):
