@@ -2,6 +2,7 @@
 
 import array
 import hashlib
+import itertools
 import re
 
 import numpy as np
@@ -104,8 +105,7 @@ class HuggingFace:
       flat.fromlist(encoding.ids)
       ends.append(len(flat))
     ids, mask = np.array(flat, np.uint32), np.zeros(len(flat), bool)
-    starts = [0, *ends[:-1]]
-    found = [(ids[a:b], mask[a:b]) for a, b in zip(starts, ends, strict=True)]
+    found = [(ids[a:b], mask[a:b]) for a, b in itertools.pairwise([0, *ends])]
     for (_, own), encoding, text, of_text in zip(found, encodings, texts, spans, strict=True):
       _mark(own, encoding, text, of_text)
     return found

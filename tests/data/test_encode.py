@@ -143,6 +143,15 @@ def test_a_row_of_too_many_turns_is_dropped(tokenizer, over_long):
   assert encoded.trained_counts[0] >= 2 * answers  # each with its end token
 
 
+def test_a_chunk_may_have_no_row_left(tokenizer, monkeypatch):
+  """As where the last row of a file is alone in its chunk, and is left out before it is tokenised."""
+  monkeypatch.setattr(encode, "CHUNK", 1)
+  encoded = encode_conversations([ROWS[0], talk_of(1002)], tokenizer, max_length=512)
+  assert ids_of(encoded) == [ROWS[0].example_id]
+  assert encoded.dropped == {"fi": {"over_long": 1}}
+  assert tokenizer.encode_marked([], []) == []
+
+
 def test_a_row_of_too_many_turns_can_be_refused(tokenizer):
   row = talk_of(encode.MOST_TURNS + 2)
   with pytest.raises(UserError) as e:
