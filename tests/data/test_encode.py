@@ -143,8 +143,13 @@ def test_a_row_of_too_many_turns_is_dropped(tokenizer, over_long):
   assert encoded.trained_counts[0] >= 2 * answers  # each with its end token
 
 
-def test_a_chunk_may_have_no_row_left(tokenizer, monkeypatch):
+@pytest.mark.parametrize("kind", ["byte level", "bundled"])
+def test_a_chunk_may_have_no_row_left(tokenizer, tmp_path, monkeypatch, kind):
   """As where the last row of a file is alone in its chunk, and is left out before it is tokenised."""
+  if kind == "byte level":
+    write_folder(tmp_path / "t")
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    assert isinstance(tokenizer.engine, HuggingFace)
   monkeypatch.setattr(encode, "CHUNK", 1)
   encoded = encode_conversations([ROWS[0], talk_of(1002)], tokenizer, max_length=512)
   assert ids_of(encoded) == [ROWS[0].example_id]
