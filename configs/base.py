@@ -127,8 +127,7 @@ def get_config():
   g.peak_tflops = 0.0  # of one device in m.dtype, for train/mfu; 0: known devices only
 
   c.debug = x = ConfigDict(convert_dict=False)
-  # Every so many steps one is computed twice and compared; 0: only the first two of each start, on several devices of
-  # one CPU; -1: not those either.
-  x.recheck_every = 0
+  # Every so many steps one is computed twice and compared.
+  x.recheck_every = 0  # 0: only the first two of a start on several devices of one CPU; -1: none
 
   return c.lock()
