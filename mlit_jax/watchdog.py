@@ -128,9 +128,9 @@ class Watchdog:
   def _end_with_another(self) -> None:
     for process, (code, reason, at) in list(self.peers.left.items()):
       if self.passed - at > peers.GRACE_SECONDS:
-        say_now(f"process {process} {reason}")
+        say_now(_told_by(process, reason))
         if code == EXIT_FAULT:  # this process may be the one that was waited for
-          self._write(f"{self._where()}\nThe run was ended by process {process}, which {reason}")
+          self._write(f"{self._where()}\nIt followed another: {_told_by(process, reason)}")
         self.end(code, f"has followed process {process}")
 
   def _silent(self) -> str:
@@ -210,6 +210,14 @@ class Watchdog:
       file.write(f"{reason}\n\n")
       file.flush()
       faulthandler.dump_traceback(file=file, all_threads=True)
+
+
+def _told_by(process: int, reason: str) -> str:
+  """Why a process left: "process 1 has not finished step 30 ...", "process 1 says that process 2 was last heard ..."."""
+  name = f"process {process} "
+  if reason.startswith(name):  # a watchdog's reason begins with whom it names
+    return reason
+  return f"{name}{'says that ' if reason.startswith('process ') else ''}{reason}"
 
 
 def _state(text: str) -> tuple[int, int | None, str]:
