@@ -14,14 +14,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mlit_jax import runtime, user_file
+from mlit_jax import early, runtime, user_file
+from mlit_jax import mesh as meshes
 from mlit_jax.config import base_config, load_config
 from mlit_jax.errors import UserError
 from mlit_jax.experiments import costs, kubernetes, local, planning, slurm, tasks
 from mlit_jax.experiments.designs import Arm
+from mlit_jax.experiments.runs import Run
+from mlit_jax.opening import open_tokenizer
 from mlit_jax.training.console import Terminal
 
 
@@ -126,9 +129,33 @@ def plan_of(args, overrides: Sequence[str]) -> planning.Plan | None:
     c.workdir = args.workdir
   if not c.workdir:
     raise UserError("workdir is empty; give --workdir DIR")
-  return planning.make_plan(
+  plan = planning.make_plan(
     c, read_arms(args.config, c), read_covariates(args.config, c), base_config()
   )
+  check_runs(plan.distinct.values())
+  return plan
+
+
+def check_runs(runs: Iterable[Run]) -> None:
+  """Refuse what each of the runs would refuse; but not what depends on devices, which may be others there."""
+  models = set()
+  for run in runs:
+    c = costs.config_of(run)
+    c.workdir = str(run.workdir)
+    try:
+      early.check_config(c)
+      meshes.check_sizes(**c.mesh)
+      folder = Path(c.model.path).expanduser() if c.model.path else None
+      model = f"{c.model.path} {c.model.sizes} {c.tokenizer}"
+      if model not in models and (
+        folder is None or folder.is_dir()
+      ):  # of a hub id nothing is fetched
+        models.add(model)
+        early.check_model(c, folder, open_tokenizer(c, folder))
+    except UserError as e:
+      raise UserError(
+        f"the training config of {run.arm.name!r} (config keys below `run.`): {e}"
+      ) from e
 
 
 def read_arms(file: str, c) -> list[Arm]:
@@ -168,7 +195,9 @@ def do(
     f"{outcome.done} tasks done, {outcome.skipped} were done before, {len(outcome.failed)} failed"
   )
   for name, code in outcome.failed.items():
-    terminal.warning(f"{name} failed with exit code {code}; see {root / 'logs' / name}.log")
+    terminal.warning(
+      f"{name} failed with exit code {code}; see {root / 'logs' / name}.log{outcome.errors[name]}"
+    )
   if args.only < 0 and "report" not in outcome.failed:
     terminal.line(f"\nreport  {root / 'report' / 'report.html'}")
   if outcome.left:

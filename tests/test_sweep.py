@@ -47,6 +47,12 @@ def test_a_sweep_that_cannot_be_read(tmp_path):
     (["--config.run.optimizer.learning_rat=1"], "did you mean 'run.optimizer.learning_rate'"),
     (["--jobs", "0"], "--jobs is 0"),
     (["--jobs", "2", "--devices", "0"], "--devices names those of 1 jobs"),
+    # What its runs would refuse, before a row is tokenised.
+    (["--config.run.optimizer.name=sgd"], "`run.`): optimizer.name is 'sgd'"),
+    (["--config.run.optimizer.warmup_steps=4"], "leaves nothing of the run's 4 steps"),
+    (["--config.run.checkpoint.best=heldout/en/los"], "'heldout/en/loss'"),
+    (["--config.run.model.sizes={'d_modle': 32}"], "d_modle"),
+    (["--config.run.mesh.tensor=0"], "'tensor': 0"),
     (["--config.budget.total=500"], ""),  # more rows than there are: train says so
   ]:
     code, _, err = commands.here(
@@ -68,7 +74,8 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path):
   assert "2 tasks done" in out and "1 failed" in out  # English and the report
   (name,) = [line for line in (out + err).splitlines() if line.startswith("warning: ")]
   log = name.split("see ")[1]
-  assert "500" in Path(log).read_text(encoding="utf-8")
+  log, _, quoted = log.partition(": ")
+  assert "500" in quoted and "500" in Path(log).read_text(encoding="utf-8")
   assert "other" in (tmp_path / "s" / "report" / "report.html").read_text(encoding="utf-8")
 
 

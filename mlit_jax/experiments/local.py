@@ -24,6 +24,7 @@ class Outcome:
   done: int = 0
   skipped: int = 0  # done before
   failed: dict[str, int] = dataclasses.field(default_factory=dict)  # task -> exit code
+  errors: dict[str, str] = dataclasses.field(default_factory=dict)  # task -> ": its error", or ""
   left: list[str] = dataclasses.field(default_factory=list)  # not begun, for want of an earlier one
   stopped: bool = False
 
@@ -31,6 +32,7 @@ class Outcome:
     self.done += other.done
     self.skipped += other.skipped
     self.failed |= other.failed
+    self.errors |= other.errors
     self.left += other.left
     self.stopped |= other.stopped
 
@@ -86,6 +88,15 @@ def run_tasks(
   return outcome
 
 
+def last_error(log: Path, start: int = 0) -> str:
+  """What the last error in a log says, from byte `start` on, as ": its text"; "" if there is none."""
+  with open(log, "rb") as file:
+    file.seek(start)
+    lines = file.read().decode("utf-8", "replace").splitlines()
+  errors = [line for line in lines if line.startswith("error: ")]
+  return f": {errors[-1].removeprefix('error: ')}" if errors else ""
+
+
 class _Worker:
   """What the threads share."""
 
@@ -114,6 +125,7 @@ class _Worker:
         self.outcome.skipped += 1
       return True
     started = time.monotonic()
+    before = self.log_of(task).stat().st_size if self.log_of(task).exists() else 0
     self.say(f"{task.label}: begun, {self.log_of(task)}")
     code = self._run(task, slot)
     seconds = time.monotonic() - started
@@ -123,7 +135,8 @@ class _Worker:
         self.say(f"{task.label}: done after {seconds:,.0f} s")
       elif not (self.stopping.name and code in (EXIT_STOPPED, -signal.SIGKILL)):
         self.outcome.failed[task.name] = code
-        self.say(f"{task.label}: failed with exit code {code}, see {self.log_of(task)}")
+        error = self.outcome.errors[task.name] = last_error(self.log_of(task), before)
+        self.say(f"{task.label}: failed with exit code {code}, see {self.log_of(task)}{error}")
     return code == 0
 
   def log_of(self, task: Task) -> Path:

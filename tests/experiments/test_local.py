@@ -35,7 +35,7 @@ def test_a_failure_stops_its_chain_alone(tmp_path):
   """Exit code and log of the failed one are named; its chain waits, the others and the judging go on."""
   out = tmp_path / "out"
   tasks = [
-    task("a.train", "print('to the log'); raise SystemExit(2)", chain="a"),
+    task("a.train", "print('error: x is 1\\nto the log'); raise SystemExit(2)", chain="a"),
     task("a.answer", f"open({str(out)!r}, 'a').write('a')", chain="a"),
     task("b.train", f"open({str(out)!r}, 'a').write('b')", chain="b"),
     task("judge", f"open({str(out)!r}, 'a').write('j')"),
@@ -44,7 +44,9 @@ def test_a_failure_stops_its_chain_alone(tmp_path):
   assert out.read_text() == "bj"
   assert (outcome.done, outcome.failed, outcome.left) == (2, {"a.train": 2}, ["a.answer"])
   log = tmp_path / "logs" / "a.train.log"
-  assert log.read_text() == "to the log\n"
+  assert log.read_text() == "error: x is 1\nto the log\n"
+  assert outcome.errors == {"a.train": ": x is 1"}
+  assert any(line.endswith(f"see {log}: x is 1") for line in said)
   assert any("exit code 2" in line and str(log) in line for line in said)
 
 
