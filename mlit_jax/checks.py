@@ -217,9 +217,39 @@ def check_eval_set(s: EvalSet, languages: Iterable[str]) -> None:
     )
 
 
+def known_positions(hf_config: dict) -> int | None:
+  """How many tokens of a row the model can tell apart; None where its config.json does not say."""
+  return text_config(hf_config).get("max_position_embeddings")
+
+
+def check_prompt(length: int, positions: int | None, what: str) -> None:
+  """Refuse a prompt that is longer than what the model can tell apart."""
+  if positions and length > positions:
+    raise UserError(
+      f"{what} has {length} tokens, but max_position_embeddings of the model is {positions}. Shorten it, or take "
+      "another model."
+    )
+
+
+def check_questions(s: EvalSet, max_new_tokens: int, positions: int | None, key: str) -> str:
+  """Refuse questions past the positions of the model; what to say where only answers may go past them, else ""."""
+  for question in s.questions:
+    what = f"the prompt {question.example_id} of the evaluation set {s.name!r}"
+    check_prompt(len(question.tokens), positions, what)
+  past = [q for q in s.questions if positions and len(q.tokens) + max_new_tokens > positions]
+  return (
+    ""
+    if not past
+    else (
+      f"{key} is {max_new_tokens}, but the model has {positions} positions: {len(past)} of {len(s.questions)} answers of "
+      f"the set {s.name!r} may go past them, where nothing it says can be relied on"
+    )
+  )
+
+
 def check_positions(longest: int, hf_config: dict) -> None:
   """Refuse rows that are longer than what the base model can tell apart."""
-  known = text_config(hf_config).get("max_position_embeddings")
+  known = known_positions(hf_config)
   if known and longest > known:
     raise UserError(
       f"the longest row has {longest} tokens, but max_position_embeddings of the model is {known}. Set "

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from mlit_jax import mesh as meshes
 from mlit_jax import runtime
-from mlit_jax.checks import check_eval_set, check_set_names
+from mlit_jax.checks import check_eval_set, check_questions, check_set_names, known_positions
 from mlit_jax.data.evalset import make_eval_set
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Conversation, read_sources
@@ -95,8 +95,7 @@ def main() -> int:
 def run(args) -> None:
   """Read the rows, open the model, score and answer, write."""
   out = Path(args.out)
-  if out.exists() and not out.is_dir():
-    raise UserError(f"--out {out} is a file; name a folder")
+  runtime.check_output(out, "--out", folder=True)
   if args.answers:
     return score_answers(args, out)
   if not args.model:
@@ -117,7 +116,7 @@ def run(args) -> None:
   terminal = Terminal(shown=runtime.is_main())
   mesh = whole_mesh()
   model = open_model(args.model, mesh, terminal)
-  positions = json.loads(model.files["config.json"]).get("max_position_embeddings")
+  positions = known_positions(json.loads(model.files["config.json"]))
   max_length = min(args.max_length, positions or args.max_length)
   sets = [
     make_eval_set(
@@ -131,6 +130,8 @@ def run(args) -> None:
   ]
   for of_set in sets:
     check_eval_set(of_set, wanted)
+    if past := check_questions(of_set, args.max_new_tokens, positions, "--max_new_tokens"):
+      terminal.warning(past)
   for line in card.left_out(sets):
     terminal.line(f"{line}; raise --max_length (the model has {positions} positions)")
   if args.harness:

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from mlit_jax import runtime
+from mlit_jax.checks import check_prompt, known_positions
 from mlit_jax.conversation import chat
 from mlit_jax.data.files import read_objects
 from mlit_jax.data.hashing import stable_hash
@@ -71,8 +72,8 @@ def run(args) -> None:
   """Open the model and answer."""
   if args.prompts and not args.out:
     raise UserError("--prompts needs --out, a JSONL file for the answers")
-  if args.out and Path(args.out).is_dir():
-    raise UserError(f"--out {args.out} is a folder; name a JSONL file for the answers")
+  if args.out:
+    runtime.check_output(Path(args.out), "--out")
   rows = list(read_prompts(Path(args.prompts))) if args.prompts else []
   if args.prompts and not rows:
     raise UserError(f"--prompts {args.prompts} holds no prompt; write one JSON object a line")
@@ -116,6 +117,8 @@ def read_prompts(path: Path) -> Iterator[dict]:
 def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[dict]:
   """One generation row (INTERFACE: Generations) for each prompt row, in their order."""
   prompts = [_tokens(model, _with_system(args, row["messages"])) for row in rows]
+  for row, prompt in zip(rows, prompts, strict=True):
+    check_prompt(len(prompt), positions_of(model), f"the prompt {row['id']!r}")
   generator = _generator(model, max(map(len, prompts), default=1), min(ROWS, len(rows)), args)
   with terminal.bar(len(rows), what="answers") as bar:
     completions = generator.generate(
@@ -127,6 +130,9 @@ def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[di
       progress=bar.update,
       **_sampling(model, args),
     )
+  ends = [len(p) + len(done.tokens) for p, done in zip(prompts, completions, strict=True)]
+  if past := past_the_end(ends, positions_of(model)):
+    terminal.warning(past)
   return [
     {
       "id": row["id"],
@@ -144,15 +150,39 @@ def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[di
 def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
   """The answer in pieces of whole characters: a character may span several tokens."""
   prompt = _tokens(model, messages)
+  check_prompt(len(prompt), positions_of(model), "the conversation")
   generator = _generator(model, len(prompt), 1, args)
   text = GrowingText(model.tokenizer.decode, args.stop)
+  end = len(prompt)
   for token in generator.stream(model.params, prompt, **_sampling(model, args)):
+    end += 1
     if piece := text.add(token):
       yield piece
     if text.stopped:
-      return
-  if piece := text.rest():
-    yield piece
+      break
+  else:
+    if piece := text.rest():
+      yield piece
+  if past := past_the_end([end], positions_of(model)):
+    print(f"\nwarning: {past}", file=sys.stderr)
+
+
+def positions_of(model: Opened) -> int | None:
+  """How many tokens the model can tell apart, where its config.json says so."""
+  return known_positions(json.loads(model.files["config.json"]))
+
+
+def past_the_end(ends: list[int], positions: int | None) -> str:
+  """What to say of answers that go on where the model knows no place; "" if there are none."""
+  past = sum(end > positions for end in ends) if positions else 0
+  return (
+    ""
+    if not past
+    else (
+      f"{past:,} of {len(ends):,} answers go past the {positions} positions of the model, where nothing it says can be "
+      "relied on. Give a shorter prompt or a smaller --max_new_tokens."
+    )
+  )
 
 
 def _sampling(model: Opened, args) -> dict:

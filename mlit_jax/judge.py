@@ -100,8 +100,9 @@ def main() -> int:
 def run(args) -> None:
   """Match the answers, judge what is not judged yet, score, write."""
   spec, out = parse_spec(args.judge), Path(args.out)
-  if out.exists() and not out.is_dir():
-    raise UserError(f"--out {out} is a file; name a folder")
+  runtime.check_output(out, "--out", folder=True)
+  if spec.kind == "people":
+    runtime.check_output(Path(spec.where), "--judge people:")
   pairs, model_a, model_b = read_pairs(
     Path(args.a), Path(args.b), [tag for tag in args.languages.split(",") if tag]
   )

@@ -89,6 +89,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
   ):
     if getattr(args, name) < least:
       raise UserError(f"--{name} is {getattr(args, name)}; give {least} or more")
+  if args.json:
+    runtime.check_output(Path(args.json), "--json")
   jax.config.update("jax_platforms", "cpu")  # where JAX was imported before this module
   c = load_config(args.config, overrides)
   check(c)

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
   early.check_config(c)
   terminal = console.Terminal()
   root = Path(c.workdir)
+  runtime.check_output(root, "workdir", folder=True)
   # Its tokenizer is all that is wanted of the model, so no weights are fetched.
   folder = model_folder(c.model.path, weights=False) if c.model.path else None
   tokenizer = open_tokenizer(c, folder)

@@ -39,8 +39,7 @@ def main() -> int:
 def run(args: argparse.Namespace) -> None:
   """Read the runs, write the folder."""
   out = Path(args.out)
-  if out.exists() and not out.is_dir():
-    raise UserError(f"--out {out} is a file; name a folder")
+  runtime.check_output(out, "--out", folder=True)
   sweeps = [folder for folder in args.workdirs if is_sweep(folder)]
   if sweeps and len(args.workdirs) > 1:
     raise UserError(f"{sweeps[0]} is a sweep; a report of a sweep is of that one alone")

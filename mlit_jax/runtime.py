@@ -244,6 +244,27 @@ def locked(workdir: Path, *, exclusive: bool = True):
     yield
 
 
+def check_output(path: Path, what: str, *, folder: bool = False) -> None:
+  """Try the place of a file, or of a folder's files, before the work: UserError where it cannot be written.
+
+  `what` names it in the message: "--out". Nothing is left there.
+  """
+  place = path if folder else path.parent
+  try:
+    if path.exists() and path.is_dir() != folder:
+      kind, wanted = ("file", "folder") if folder else ("folder", "file")
+      raise UserError(f"{what} {path} is a {kind}; name a {wanted}")
+    while not place.exists():  # it will be made
+      place = place.parent
+    trial = partial.beside(place / "trial")
+    trial.touch(exist_ok=False)
+    trial.unlink()
+  except OSError as e:
+    raise UserError(
+      f"{what} {path} cannot be written: {place}: {e.strerror or e}. Name another place, or mend that one."
+    ) from e
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
   """Write a file so that a reader sees the old content or the new one, never a part."""
   data = content.encode("utf-8") if isinstance(content, str) else content
