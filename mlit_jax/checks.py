@@ -204,17 +204,50 @@ def check_set_names(names: Iterable[str]) -> None:
     )
 
 
+def check_rows(encoded: Encoded, languages: Iterable[str], c) -> None:
+  """Refuse a language of data.train of whose rows none can be used."""
+  empty = sorted(set(languages) - _usable(encoded))
+  if empty:
+    raise UserError(
+      f"data.train names {', '.join(empty)}, whose files have no usable row: {_left_out(encoded, empty)}. "
+      + _remedy(encoded, empty, f"batch.max_length ({c.batch.max_length})")
+    )
+
+
 def check_eval_set(s: EvalSet, languages: Iterable[str]) -> None:
   """Refuse a set in which a language has no row left: it would be missing from every figure."""
-  measured = {s.encoded.languages[i] for i in np.unique(s.encoded.language)}
-  missing = sorted({*languages, *s.encoded.languages} - measured)
-  if missing or not measured:
-    dropped = ", ".join(f"{lang}: {why}" for lang, why in s.encoded.dropped.items())
+  usable = _usable(s.encoded)
+  missing = sorted({*languages, *s.encoded.languages} - usable)
+  if missing or not usable:
+    told = f": {_left_out(s.encoded, missing)}" if missing else ""
     raise UserError(
-      f"the evaluation set {s.name!r} has no usable row of {', '.join(missing) or 'any language'}"
-      + (f" (dropped {dropped})" if dropped else "")
-      + f". Add rows, remove the language, or raise max_length ({s.max_length})."
+      f"the evaluation set {s.name!r} has no usable row of {', '.join(missing) or 'any language'}{told}. "
+      + _remedy(s.encoded, missing, f"max_length ({s.max_length})")
     )
+
+
+def _usable(encoded: Encoded) -> set[str]:
+  return {encoded.languages[i] for i in np.unique(encoded.language)}
+
+
+def _left_out(encoded: Encoded, languages: Iterable[str]) -> str:
+  """Why rows of these are not there: "fi: 287 over_long, 3 duplicate; sw: no rows"."""
+  out = []
+  for lang in languages:
+    reasons = sorted(encoded.dropped.get(lang, {}).items(), key=lambda of: -of[1])
+    out.append(f"{lang}: " + (", ".join(f"{n:,} {why}" for why, n in reasons) or "no rows"))
+  return "; ".join(out)
+
+
+def _remedy(encoded: Encoded, languages: Iterable[str], limit: str) -> str:
+  """What helps against what most of their rows were left out for."""
+  reasons: collections.Counter = collections.Counter()
+  for lang in languages:
+    reasons.update(encoded.dropped.get(lang, {}))
+  most = max(reasons, key=reasons.__getitem__, default="")
+  if most in ("over_long", "nothing_left_to_train"):
+    return f"Raise {limit}, or see data.over_long; or remove the language."
+  return "Mend or add rows (each needs its language), or remove the language."
 
 
 def known_positions(hf_config: dict) -> int | None:

@@ -9,6 +9,7 @@ from mlit_jax import checks
 from mlit_jax import mesh as meshes
 from mlit_jax.data import mixture as mixtures
 from mlit_jax.data.encoded import UNITS
+from mlit_jax.data.mixture_names import with_tags
 from mlit_jax.data.tokenizer import Tokenizer
 from mlit_jax.detectors import check_detector
 from mlit_jax.errors import UserError
@@ -39,7 +40,7 @@ def check_mixture(c) -> None:
     if isinstance(spec, Mapping) and "temperature" in spec and "total" not in spec:
       continue  # its message says how many rows there are
     keys = [(lang, "") for lang in languages] + [
-      key for key in _sources(spec) if key[0] in languages
+      key for key in _sources(with_tags(spec)) if key[0] in languages
     ]
     stock = mixtures.Stock({unit: dict.fromkeys(keys, ENOUGH) for unit in UNITS})
     mixtures.resolve(spec, stock, max_repeats=c.data.max_repeats)

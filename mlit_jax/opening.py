@@ -181,13 +181,7 @@ def open_data(
       waiting=lambda: terminal.line("another process builds the token cache; waiting for it"),
       damaged=terminal.warning,
     )
-  usable = {encoded.languages[i] for i in np.unique(encoded.language)}
-  empty = set(named_languages(c.data.train)) - usable
-  if empty:
-    raise UserError(
-      f"data.train names {', '.join(sorted(empty))}, whose files have no usable row. Add rows, or remove the "
-      "language."
-    )
+  checks.check_rows(encoded, named_languages(c.data.train), c)
   plan = make_plan(
     encoded,
     c.data.mixture,

@@ -411,10 +411,20 @@ def test_a_language_whose_file_is_empty(attempt, tmp_path):
   """With '*' it would be passed over in training, and missing from every figure of an evaluation."""
   (tmp_path / "fi.jsonl").write_text("")
   fi = f"['fi'] = [{str(tmp_path / 'fi.jsonl')!r}]"
-  assert_has(attempt("c.batch.rows = 8", f"c.data.train{fi}"), "data.train", "fi", "no usable row")
+  assert_has(
+    attempt("c.batch.rows = 8", f"c.data.train{fi}"), "data.train", "no usable row: fi: no rows"
+  )
   assert_has(
     attempt("c.batch.rows = 8", f"c.eval.sets['heldout']{fi}"), "'heldout'", "fi", "no usable row"
   )
+
+
+def test_all_rows_of_a_language_left_out_for_a_reason(attempt, tmp_path):
+  (tmp_path / "fi.jsonl").write_text(
+    "".join(json.dumps(row(lang="fi", prompt=LONG + x)) + "\n" for x in "ab")
+  )
+  message = attempt("c.batch.rows = 8", f"c.data.train['fi'] = [{str(tmp_path / 'fi.jsonl')!r}]")
+  assert_has(message, "fi: 2 over_long", "Raise batch.max_length")
 
 
 def test_all_rows_of_a_language_too_long_where_the_mixture_takes_every_language(attempt, rows_file):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from mlit_jax.data.encoded import UNITS
+from mlit_jax.data.mixture_names import by_tag, with_tags
 from mlit_jax.errors import UserError
 
 # What may stand beside each kind.
@@ -76,7 +77,9 @@ def resolve(spec: Mapping, stock: Stock, *, max_repeats: int = 1) -> Amounts:
   `leave_out` takes languages away before anything is spread.
   """
   try:
-    return _resolve(spec, stock, max_repeats)
+    if isinstance(max_repeats, Mapping):
+      max_repeats = by_tag(max_repeats, "data.max_repeats")
+    return _resolve(with_tags(spec), stock, max_repeats)
   except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
     raise UserError(
       f"data.mixture: {spec!r} holds a value that cannot be ({type(error).__name__}: {error}). See docs/mixtures.md."

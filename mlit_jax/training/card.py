@@ -29,7 +29,7 @@ LEFT_OUT = ("exact", "line_pass", "word_pass")  # of the line of an evaluation
 def plan_table(ledger: dict) -> Table:
   """Per language: what was read and dropped, and what the run will train on."""
   table = Table(
-    title=f"plan {ledger['hash'][:12]}: {ledger['steps']} steps, {ledger['epochs']} epochs, padding {ledger['padding']:.1%}",
+    title=f"plan {ledger['hash'][:12]}: {ledger['steps']} steps, {_epochs(ledger)}, padding {ledger['padding']:.1%}",
     title_justify="left",
   )
   for name in (
@@ -45,11 +45,11 @@ def plan_table(ledger: dict) -> Table:
   ):
     table.add_column(name, justify="left" if name == "language" else "right")
   for lang, e in ledger["languages"].items():
-    dropped = sum(e["dropped"].values())
+    dropped = ", ".join(f"{n:,} {why}" for why, n in e["dropped"].items())
     table.add_row(
       lang,
       f"{e['rows_read']:,}",
-      f"{dropped:,}" + (f" ({', '.join(e['dropped'])})" if dropped else ""),
+      dropped or "0",
       "" if e["per_epoch"] is None else f"{e['per_epoch']:,}",
       f"{e['examples']:,}",
       f"{e['tokens']:,}",
@@ -58,6 +58,16 @@ def plan_table(ledger: dict) -> Table:
       f"{e['bytes_per_token']:.2f}" if e["bytes_per_token"] else "",
     )
   return table
+
+
+def _epochs(ledger: dict) -> str:
+  """ "4 epochs", or "3.27 of 4 epochs" where the steps end within the last: by examples."""
+  whole = f"{ledger['epochs']} epochs"
+  if len(ledger["stages"]) != 1:
+    return whole
+  languages = ledger["languages"].values()
+  planned, of_one = (sum(e[name] for e in languages) for name in ("examples", "per_epoch"))
+  return whole if planned == of_one * ledger["epochs"] else f"{planned / of_one:.2f} of {whole}"
 
 
 def plan_lines(ledger: dict) -> list[str]:

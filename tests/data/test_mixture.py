@@ -42,6 +42,31 @@ def test_counts_are_exact_and_the_star_is_spread_over_the_others():
   }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+  "spec, same",
+  [
+    ({"counts": {"English": 5, "swa": 7, "*": 20}}, {"counts": {"en": 5, "sw": 7, "*": 20}}),
+    ({"shares": {"eng_Latn": 0.75, "fin": 0.25}, "total": 8}, {"shares": {"en": 0.75, "fi": 0.25}, "total": 8}),
+    ({"uniform": {"languages": ["eng", "ces"], "total": 9}}, {"uniform": {"languages": ["en", "cs"], "total": 9}}),
+    ({"pinch": {"percent": 5, "base": "english", "total": 99}}, {"pinch": {"percent": 5, "base": "en", "total": 99}}),
+    (
+      {"replace": {"base": "eng", "total": 90, "with": {"heb": 7}}, "leave_out": ["zho"]},
+      {"replace": {"base": "en", "total": 90, "with": {"he": 7}}, "leave_out": ["zh"]},
+    ),
+    ({"counts": {"ces": 6000}, "max_repeats": {"ces": 2}}, {"counts": {"cs": 6000}, "max_repeats": {"cs": 2}}),
+  ],
+)  # fmt: skip
+def test_a_language_by_any_of_its_names(spec, same):
+  """As in data.train, whose rows have the tags."""
+  assert resolve_counts(spec, PLENTY) == resolve_counts(same, PLENTY)
+
+
+def test_two_names_of_one_language_are_refused():
+  message = refused({"counts": {"ces_Latn": 3, "cs": 4}})
+  assert all(part in message for part in ("data.mixture.counts", "'ces_Latn'", "'cs'", "keep one"))
+  assert "data.max_repeats" in refused({"counts": {"cs": 4}}, max_repeats={"cs": 1, "Czech": 2})
+
+
 def test_uniform():
   assert resolve_counts({"uniform": {"languages": ["fi", "en"], "total": 4641}}, PLENTY) == {
     "en": 2321, "fi": 2320,
@@ -97,7 +122,7 @@ def test_pinch_of_100_percent_is_uniform_and_of_0_is_the_base_alone():
     ({"uniform": {"total": 10, "languages": ["en", "fi", "en"]}}, ["data.mixture.uniform.languages", "'en' twice"]),
     ({"pinch": {"percent": 101, "base": "en", "total": 9}}, ["data.mixture.pinch.percent is 101"]),
     ({"pinch": {"percent": "1", "base": "en", "total": 9}}, ["data.mixture.pinch.percent is '1'"]),
-    ({"pinch": {"percent": 1, "base": "english", "total": 900}}, ["'english', which has no rows"]),
+    ({"pinch": {"percent": 1, "base": "englisch", "total": 900}}, ["'englisch', which has no rows"]),
     ({"pinch": {"percent": 1, "base": "en"}}, ["lacks ['total']"]),
   ],
 )  # fmt: skip
@@ -228,7 +253,7 @@ def test_leave_out_takes_a_language_away_before_anything_is_spread():
   assert sum(left.values()) == 400 and 400 - left["en"] == 36  # 40 * 9/10
   assert "leaves it out" in refused({"counts": {"fi": 3, "*": 9}, "leave_out": ["fi"]})
   assert "leaves it out" in refused(spec | {"leave_out": ["en"]})
-  assert "did you mean 'fi'" in refused(spec | {"leave_out": ["fin"]})
+  assert "did you mean 'fi'" in refused(spec | {"leave_out": ["fi9"]})
 
 
 SOURCED = Stock(
