@@ -6,8 +6,9 @@ import ast
 import difflib
 import importlib
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -26,7 +27,8 @@ def load_config(file: str, overrides: Sequence[str] = (), *, base: str = "base")
   Raises UserError for a missing file, a key that base.py does not have (the nearest one is named), a value
   of another type.
   """
-  config = _run_config_file(Path(file))
+  config = _run_config_file(Path(file), base)
+  _check_kind(config, base, file)
   _check_keys(config, base_config(base), file)
   for text in overrides:
     _override(config, text)
@@ -49,22 +51,51 @@ def nested(config: ConfigDict) -> dict:
   return {k: nested(v) if isinstance(v, ConfigDict) else v for k, v in config.items()}
 
 
-def _run_config_file(path: Path) -> ConfigDict:
-  if not path.is_file():
-    folder = sorted(str(p) for p in Path("configs").glob("*.py") if not p.name.startswith("_"))
-    raise UserError(
-      f"--config {path}: no such file. Here are: {', '.join(folder) or 'no configs/*.py'}."
-    )
+def _run_config_file(path: Path, base: str) -> ConfigDict:
+  if not path.is_file() or path.suffix != ".py":
+    raise UserError(f"--config {path}: {_no_config(path)}")
   # `from configs import base` works from the root of a checkout and wherever the package is installed.
   root = str(path.resolve().parent.parent)
   if root not in sys.path:
     sys.path.append(root)
-  config = user_file.call(path, "get_config", what=f"--config {path}", explain=_misspelt)
+
+  def explain(error):
+    return _misspelt(error, flatten(base_config(base)))
+
+  config = user_file.call(path, "get_config", what=f"--config {path}", explain=explain)
   if not isinstance(config, ConfigDict):
     raise UserError(
       f"--config {path}: get_config() returns {type(config).__name__}, not a ConfigDict"
     )
   return config
+
+
+def _no_config(path: Path) -> str:
+  """Why it is none, and which there are: beside it, or else in configs/."""
+  why = "no such file"
+  if path.exists():
+    why = f"a {'folder' if path.is_dir() else 'file'}, but not a Python file with get_config()"
+  folders = (path if path.is_dir() else path.parent, Path("configs"))
+  beside, ours = ([p for p in f.glob("*.py") if not p.name.startswith("_")] for f in folders)
+  found = sorted(map(str, beside or ours))
+  near = difflib.get_close_matches(str(path), found, n=1)
+  hint = f" Did you mean {near[0]}?" if near else ""
+  return f"{why}.{hint} Here are: {', '.join(found[:20]) or 'no configs/*.py'}."
+
+
+def _check_kind(config: ConfigDict, base: str, file: str) -> None:
+  """A sweep's config holds that of its runs in `run`; neither can stand for the other."""
+  is_sweep = "run" in config and "optimizer" not in config
+  if is_sweep and base == "base":
+    raise UserError(
+      f"--config {file} is a config for the other command, `sweep`: it describes many runs. Start it with "
+      "mlit_jax.sweep, or name the config of one run, such as configs/quickstart.py"
+    )
+  if base == "sweep" and "optimizer" in config and "run" not in config:
+    raise UserError(
+      f"--config {file} is a config for the other command, `train`: it describes one run. Start it with "
+      "mlit_jax.train, or name the config of a sweep, such as configs/paper/fig3_pinch.py"
+    )
 
 
 def base_config(name: str = "base") -> ConfigDict:
@@ -122,7 +153,8 @@ def _typed(key: str, value, like, place: str):
     or (_may_be_list(key) and isinstance(value, (list, tuple)))
   )
   if not alike:
-    raise UserError(f"{place}: {key} = {value!r} must be {_kind(like, key)}, like {like!r}")
+    example = "" if key == "epochs" else f", like {like!r}"  # 0 would be no good advice
+    raise UserError(f"{place}: {key} = {value!r} must be {_kind(like, key)}{example}")
   return value
 
 
@@ -142,7 +174,7 @@ def _may_be_list(key: str) -> bool:
 def _kind(like, key: str) -> str:
   names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
   name = names.get(type(like), "a list" if isinstance(like, (list, tuple)) else "a mapping")
-  if _may_be_list(key):
+  if _may_be_list(key) and name != "a list":
     name += " or a list"
   return name if name in names.values() else f"{name} (a Python or JSON literal)"
 
@@ -156,9 +188,30 @@ def _unknown(key: str, known) -> str:
   )
 
 
-def _misspelt(error: Exception) -> str:
-  """A locked ConfigDict refuses a new key; its text names the nearest."""
-  if not isinstance(error, (AttributeError, KeyError)):
+def _misspelt(error: Exception, known: Mapping[str, object]) -> str:
+  """What a ConfigDict says of a key that it does not have, or of a value of another type, in our words."""
+  text = str(error)
+  wrong = re.search(
+    r"override field '(\w+)'.*?\. (.*) is of original type <class '(\w+)'>", text, re.S
+  )
+  if isinstance(error, TypeError) and wrong:
+    name, value, kind = wrong.groups()
+    keys = [key for key in known if key.split(".")[-1] == name]
+    wanted = " or ".join(sorted({f"{_kind(known[key], key)}, like {known[key]!r}" for key in keys}))
+    given = repr(value) if kind == "str" else f"{value} ({kind})"
+    return f"{' or '.join(keys) or name} = {given} must be {wanted or 'of another type'}"
+  # A key that is set, or one that is read.
+  missing = re.search(r"Key \W*(\w+)\W* does not exist", text)
+  if isinstance(error, AttributeError) and not missing:
+    missing = re.match(r"\W*(\w+?)(\W*|\W+n)(Did you mean .*)?$", text, re.S)
+  if not isinstance(error, (AttributeError, KeyError)) or not missing:
     return ""
-  text = str(error).strip("\"'").replace("\\n", " ").replace("\n", " ")
-  return f"{text} (every key is in configs/base.py)"
+  name = missing[1]
+  parts = {
+    part: ".".join(key.split(".")[: i + 1])
+    for key in known
+    for i, part in enumerate(key.split("."))
+  }
+  near = difflib.get_close_matches(name, parts, n=1)
+  hint = f"did you mean {parts[near[0]]!r}" if near else "every key is in configs/base.py"
+  return f"unknown key {name!r}; {hint}" + "?" * bool(near)

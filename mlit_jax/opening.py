@@ -121,6 +121,12 @@ def whole_mesh() -> Mesh:
 
 def open_tokenizer(c, model_folder: Path | None) -> Tokenizer:
   """The tokenizer and template that the config names, else the base model's own."""
+  template = c.tokenizer.chat_template
+  if template and "{" not in template and not Path(template).expanduser().is_file():
+    raise UserError(
+      f"tokenizer.chat_template is {template!r}, which is neither a file nor Jinja text; name a file with a template, "
+      "or leave it '' for the tokenizer's own, or one that fits"
+    )
   return Tokenizer.load(
     c.tokenizer.path or model_folder,
     template=c.tokenizer.chat_template or None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from pathlib import Path
 
 from mlit_jax.errors import UserError
@@ -28,5 +29,15 @@ def call(path: Path, function: str, *args, what: str, explain=None, optional=Non
   except UserError:
     raise
   except Exception as e:
-    said = (explain and explain(e)) or f"{type(e).__name__}: {' '.join(str(e).split())}"
-    raise UserError(f"{what}: {said}") from e
+    text = e.msg if isinstance(e, SyntaxError) else str(e)
+    said = (explain and explain(e)) or f"{type(e).__name__}: {' '.join(text.split())}"
+    raise UserError(f"{what}{_line_in(path, e)}: {said}") from e
+
+
+def _line_in(path: Path, error: Exception) -> str:
+  """As ":12", the line of the file at which it went wrong; "" if that is not known."""
+  if isinstance(error, SyntaxError) and error.filename == str(path):
+    return f":{error.lineno}"
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+  return f":{lines[-1]}" if lines else ""

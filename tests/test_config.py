@@ -221,3 +221,52 @@ def test_a_sweeps_config_takes_lists_and_the_keys_of_a_run():
   ]:
     with pytest.raises(UserError, match=re.escape(said)):
       load_config(str(ROOT / "configs" / "paper" / "fig3_pinch.py"), [word], base="sweep")
+
+
+def test_what_is_no_config_is_said_as_it_is(tmp_path, monkeypatch):
+  """A file of rows, a folder, a misspelt name; what lies beside is listed."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "cfg").mkdir()
+  for name in ("fig3_pinch.py", "fig4_unseen.py", "rows.jsonl"):
+    (tmp_path / "cfg" / name).write_text("")
+  message = refused("cfg/fig3_pnch.py")
+  assert "no such file. Did you mean cfg/fig3_pinch.py?" in message and "fig4_unseen.py" in message
+  assert "a file, but not a Python file" in refused("cfg/rows.jsonl")
+  message = refused("cfg")
+  assert "a folder, but not a Python file" in message and "cfg/fig3_pinch.py" in message
+
+
+@pytest.mark.parametrize(
+  "line, said",
+  [
+    (
+      "c.optimizer.learning_rte = 3",
+      "unknown key 'learning_rte'; did you mean 'optimizer.learning_rate'?",
+    ),
+    ("c.optimizr.learning_rate = 3", "unknown key 'optimizr'; did you mean 'optimizer'?"),
+    (
+      "c.optimizer.learning_rate = '1e-4'",
+      "optimizer.learning_rate = '1e-4' must be a number, like 1e-05",
+    ),
+    ("c.steps = 1 / 0", "ZeroDivisionError: division by zero"),
+    ("import nosuchmodule", "ModuleNotFoundError: No module named 'nosuchmodule'"),
+    ("retrun 3", "SyntaxError: invalid syntax"),
+    ("c.steps = {}['x']", "'x'"),
+  ],
+)
+def test_an_error_in_the_file_names_its_line(write, line, said):
+  file = write("c.seed = 1", line)
+  message = refused(file)
+  assert f"--config {file}:7: " in message and said in message, message
+  assert "Other fields" not in message
+
+
+def test_a_config_for_the_other_command(write, tmp_path):
+  assert "for the other command, `sweep`" in refused(str(ROOT / "configs" / "sweep.py"))
+  with pytest.raises(UserError, match="for the other command, `train`"):
+    load_config(write(), base="sweep")
+
+
+def test_kinds_in_words(write):
+  assert "cannot be read as a list (" in refused(write(), "--config.log.trackers=wandb")
+  assert refused(write(), "--config.epochs=0.5").endswith("must be a whole number")
