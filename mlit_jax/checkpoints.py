@@ -25,6 +25,9 @@ from mlit_jax.training import safety
 from mlit_jax.training.checkpoint import read_metrics, read_step_meta, resolve_step, retained
 from mlit_jax.training.verify import verify_step
 
+# Of a workdir, besides a step: what it takes to use that.
+NEEDED = ("config.json", "data_plan.json", "base", "tokenizer")
+
 
 def main() -> int:
   parser = argparse.ArgumentParser(
@@ -149,6 +152,11 @@ def copy(args: argparse.Namespace) -> None:
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   print(f"{there}: {said}")
+  names = [name for name in NEEDED if (Path(args.workdir) / name).exists()]
+  print(
+    f"It is the step alone. To generate with it, export it or go on from it elsewhere, make a folder DIR with "
+    f"{', '.join(names)} of {args.workdir} and this folder as DIR/checkpoints/{step}; then --model DIR@{step}"
+  )
 
 
 def opened(args: argparse.Namespace) -> tuple[Path, bool]:

@@ -134,6 +134,9 @@ def test_copy(root, tmp_path):
   out = tmp_path / "copies"
   code, said, err = call("copy", root, "--step", "best", "--out", out)
   assert code == 0 and "2: 35 arrays are as they were saved" in said, err
+  assert (
+    f"with config.json of {root} and this folder as DIR/checkpoints/2; then --model DIR@2" in said
+  )
   assert commands.contents(out / "2") == commands.contents(root / "checkpoints" / "2")
   code, _, err = call("copy", root, "--step", "best", "--out", out)
   assert code == 2 and "there already" in err
