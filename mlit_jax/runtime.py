@@ -215,8 +215,9 @@ def _messages(failed: Exception | None) -> dict[int, str]:
 def locked(workdir: Path, *, exclusive: bool = True):
   """Hold the workdir for this run; the lock goes with the process, however it dies.
 
-  Of a run with several processes one holds it (`exclusive`).
+  Of a run with several processes one holds it (`exclusive`). A run that is refused takes away what was made here.
   """
+  had_folder, had_lock = workdir.exists(), (workdir / ".lock").exists()
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -228,6 +229,10 @@ def locked(workdir: Path, *, exclusive: bool = True):
     try:
       file = stack.enter_context(open(workdir / ".lock", "a+"))
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if not os.path.samestat(os.fstat(file.fileno()), os.stat(workdir / ".lock")):
+        raise FileNotFoundError(
+          "it was removed meanwhile; try again"
+        )  # a lock on it holds off nobody
     except BlockingIOError:
       file.seek(0)
       raise UserError(
@@ -241,7 +246,15 @@ def locked(workdir: Path, *, exclusive: bool = True):
     file.write(str(os.getpid()))
     file.flush()
     partial.remove_dead_below(workdir)
-    yield
+    try:
+      yield
+    except UserError:
+      if not had_lock:
+        (workdir / ".lock").unlink(missing_ok=True)  # while it is ours
+      if not had_folder:
+        with contextlib.suppress(OSError):  # not empty
+          workdir.rmdir()
+      raise
 
 
 def check_output(path: Path, what: str, *, folder: bool = False) -> None:

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from mlit_jax import cli, doctor, runtime
+from mlit_jax.errors import UserError
 from mlit_jax.examining import backends, devices, environment, host, packages, storage
-from mlit_jax.examining.finding import ok, wrong
+from mlit_jax.examining.finding import examine, ok, wrong
 from tests import commands
 
 SUBJECTS = {
@@ -123,6 +124,14 @@ def test_without_jax_the_host_is_still_examined(tmp_path):
   assert done.returncode == 2 and done.stderr == ""
   assert "ok       rename: atomic" in done.stdout
   assert "wrong    start of JAX: ModuleNotFoundError" in done.stdout
+
+
+def test_what_a_user_can_mend_is_said_without_its_type():
+  def look():
+    raise UserError("--config nope.py: no such file. Here are: mine.py.")
+
+  (found,) = examine("model memory", look)
+  assert found.line() == "wrong    model memory: --config nope.py: no such file. Here are: mine.py."
 
 
 def test_it_is_a_verb():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from mlit_jax.errors import UserError
+
 OK, WARNING, WRONG = "ok", "warning", "wrong"
 
 
@@ -38,6 +40,8 @@ def examine(item: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
   found = []
   try:
     found.extend(look())
+  except UserError as e:  # it says what to do
+    found.append(wrong(item, str(e), ""))
   except Exception as e:
     text = " ".join(str(e).split())[:300]
     found.append(
