@@ -58,7 +58,7 @@ def test_mesh_sizes(sizes, shape):
 def test_sizes_that_do_not_fit_are_refused(sizes):
   with pytest.raises(UserError) as e:
     make_mesh(**sizes)
-  assert "does not fit 8 devices" in str(e.value) and "mesh.fsdp" in str(e.value)
+  assert "does not fit" in str(e.value) and "mesh.fsdp" in str(e.value)
 
 
 def test_some_devices_only():
