@@ -26,7 +26,7 @@ from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.ledger import make_ledger
 from mlit_jax.data.parts import Recipe
 from mlit_jax.data.plan import Plan, make_plan
-from mlit_jax.data.rows import Conversation, read_sources
+from mlit_jax.data.rows import OR_DROP, Conversation, read_sources
 from mlit_jax.data.sources import open_sources
 from mlit_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from mlit_jax.errors import UserError
@@ -211,6 +211,7 @@ def read_eval_sets(c) -> dict[str, list[Conversation]]:
       files,
       where=f"eval.sets[{name!r}]",
       drop_bad=c.data.bad_rows == "drop",
+      way_out=OR_DROP,
       **_how_languages_are_told(c),
     ).conversations
     for name, files in c.eval.sets.items()

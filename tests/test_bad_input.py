@@ -146,7 +146,8 @@ def test_a_missing_file(attempt):
 )
 def test_a_row_that_cannot_be_used(attempt, rows_file, bad, parts):
   path, line = rows_file(row(), bad, row(prompt="Jambo?"))
-  assert_has(attempt(line), f"{path}:2", *parts)
+  assert_has(attempt(line), f"{path}:2", "data.bad_rows = 'drop'", *parts)
+  assert_has(attempt(f"c.eval.sets = {{'heldout': [{path!r}]}}"), f"{path}:2", "bad_rows = 'drop'")
 
 
 def test_languages_without_rows_and_more_examples_than_there_are(attempt, rows_file):

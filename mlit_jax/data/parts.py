@@ -9,7 +9,7 @@ import numpy as np
 
 from mlit_jax.data.encode import Chunk, Counts, add_counts, encode_chunk
 from mlit_jax.data.hygiene import NOTES, REASONS, Hygiene
-from mlit_jax.data.rows import Dropped, read_row
+from mlit_jax.data.rows import OR_DROP, Dropped, read_row
 from mlit_jax.data.sources import Source
 from mlit_jax.data.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def encode_rows(recipe: Recipe, source: Source, rows: Sequence[tuple[int, object
   dropped: Counts = {}
   kept, notes = [], []
   for number, raw in rows:
-    row = read_row(raw, source, number, drop_bad=recipe.drop_bad)
+    row = read_row(raw, source, number, drop_bad=recipe.drop_bad, way_out=OR_DROP)
     add_counts(read, {row.lang: {source.name: 1}})
     if isinstance(row, Dropped):
       add_counts(dropped, {row.lang: {row.reason: 1}})

@@ -27,6 +27,8 @@ SHAPES = (
   "messages; conversations; prompt and completion; instruction, input and output; "
   "inputs and targets; trees of messages"
 )
+# To be said of a bad row where a config has that key.
+OR_DROP = " Or set data.bad_rows = 'drop': such rows are then left out and counted."
 DETECT_FROM = 4000  # characters of a conversation are enough to tell its language
 
 
@@ -68,12 +70,13 @@ def read_sources(
   language_field: str | None = None,
   detect_language: bool | Sequence[str] = False,
   drop_bad: bool = False,
+  way_out: str = "",
 ) -> RowSet:
   """Every conversation of the sources, in the order of the config, files and lines, in memory.
 
   `train` is {language: entry or entries}, or entries whose rows name their language; `language_field`
   is the column that names it (default: lang, language_code or language). A bad row raises, or is
-  counted if `drop_bad`. Exact duplicates within a language are dropped and counted.
+  counted if `drop_bad`. Exact duplicates within a language are dropped and counted. `way_out`: see read_row.
   """
   conversations, dropped, seen = [], collections.Counter(), set()
   sources = open_sources(
@@ -81,7 +84,7 @@ def read_sources(
   )
   for source in sources:
     for number, raw in source.rows():
-      row = read_row(raw, source, number, drop_bad=drop_bad)
+      row = read_row(raw, source, number, drop_bad=drop_bad, way_out=way_out)
       if isinstance(row, Dropped):
         dropped[row.lang, row.reason] += 1
       elif row.example_id in seen:
@@ -92,13 +95,18 @@ def read_sources(
   return RowSet(conversations, dict(dropped))
 
 
-def read_row(raw, source: Source, number: int, *, drop_bad: bool) -> Conversation | Dropped:
-  """A row as `source.rows()` gave it; one that cannot be used raises UserError, or is Dropped if `drop_bad`."""
+def read_row(
+  raw, source: Source, number: int, *, drop_bad: bool, way_out: str = ""
+) -> Conversation | Dropped:
+  """A row as `source.rows()` gave it; one that cannot be used raises UserError, or is Dropped if `drop_bad`.
+
+  way_out: what else the error says, besides how to mend the row.
+  """
   try:
     return parse_row(raw, source, number)
   except BadRow as bad:
     if not drop_bad:
-      raise UserError(f"{source.path}:{number}: {bad.detail} {bad.remedy}") from None
+      raise UserError(f"{source.path}:{number}: {bad.detail} {bad.remedy}{way_out}") from None
     return Dropped(bad.lang or source.lang or "?", bad.reason)
 
 
