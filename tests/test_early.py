@@ -56,6 +56,11 @@ TYPOS = [
     ("c.data.mixture = {'pinch': {'percent': 101, 'base': 'en', 'total': 9}}",),
     ("percent is 101",),
   ),
+  (
+    ("c.data.mixture = {'pinch': {'percent': 1, 'base': ['en'], 'total': 9}}",),
+    ("pinch.base is ['en']",),
+  ),
+  ((COUNTS + "{'en': 16}, 'leave_out': [{}]}",), ("data.mixture", "cannot be", "unhashable")),
 ]
 
 

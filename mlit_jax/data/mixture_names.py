@@ -12,29 +12,31 @@ _LISTS = ("languages", "leave_out")
 _BODIES = ("uniform", "pinch", "replace", "augment", "unimax")
 
 
-def with_tags(spec: Mapping, where: str = "data.mixture") -> dict:
+def with_tags(spec, where: str = "data.mixture"):
   """The spec with every language under its tag: {"counts": {"swa": 40, "English": 5}} -> {"sw": 40, "en": 5}.
 
-  What is no language stays: an error that knows the rows tells of it.
+  What is no language, or no mapping, stays: an error that knows the rows or the kind tells of it.
   """
   if not isinstance(spec, Mapping):
     return spec
   out = dict(spec)
   for key, body in spec.items():
     place = f"{where}.{key}"
-    if key in _BY_LANGUAGE and isinstance(body, Mapping):
+    if key in _BY_LANGUAGE:
       out[key] = by_tag(body, place)
     elif key in _LISTS and isinstance(body, (list, tuple)):
       out[key] = [_tag(lang) for lang in body]
     elif key == "base":
       out[key] = _tag(body)
-    elif key in _BODIES and isinstance(body, Mapping):
+    elif key in _BODIES:
       out[key] = with_tags(body, place)
   return out
 
 
-def by_tag(values: Mapping, where: str) -> dict:
-  """A mapping from languages, by their tags; two names of one language are an error."""
+def by_tag(values, where: str):
+  """A mapping from languages, by their tags; two names of one language are an error. What is none stays."""
+  if not isinstance(values, Mapping):
+    return values
   out: dict = {}
   names: dict = {}
   for name, value in values.items():
@@ -48,6 +50,8 @@ def by_tag(values: Mapping, where: str) -> dict:
 
 
 def _tag(name):
+  if not isinstance(name, str):
+    return name
   try:
     return normalise_tag(name)
   except UserError:  # "*", or a misspelt one
