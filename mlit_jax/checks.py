@@ -270,13 +270,11 @@ def check_questions(s: EvalSet, max_new_tokens: int, positions: int | None, key:
     what = f"the prompt {question.example_id} of the evaluation set {s.name!r}"
     check_prompt(len(question.tokens), positions, what)
   past = [q for q in s.questions if positions and len(q.tokens) + max_new_tokens > positions]
+  if not past:
+    return ""
   return (
-    ""
-    if not past
-    else (
-      f"{key} is {max_new_tokens}, but the model has {positions} positions: {len(past)} of {len(s.questions)} answers of "
-      f"the set {s.name!r} may go past them, where nothing it says can be relied on"
-    )
+    f"{key} is {max_new_tokens}, but the model has {positions} positions: {len(past)} of {len(s.questions)} answers of "
+    f"the set {s.name!r} may go past them, where nothing it says can be relied on"
   )
 
 
@@ -303,50 +301,26 @@ def check_images(encoded: Encoded, hf_config: dict) -> None:
     )
 
 
-def check_best(metric: str, sets: Sequence[EvalSet], suites: Sequence[Suite] = ()) -> None:
-  """Whether the evaluations will have the figure that `checkpoint.best` goes by."""
-  known = [
-    figure
-    for s in sets
-    for figure in _figures(s.name, s.encoded.languages, answers=bool(s.questions))
-  ]
-  _check_best(metric, known + _figures_of_suites(suites))
-
-
-def check_best_of(
-  metric: str,
-  sets: Mapping[str, Iterable[str]],
-  suites: Sequence[Suite] = (),
-  *,
-  answers: bool,
+def check_best(
+  metric: str, sets: Mapping[str, tuple[Iterable[str], bool]], suites: Sequence[Suite] = ()
 ) -> None:
-  """The same before a row is tokenised: `sets` has the languages of each. answers: whether any are written."""
+  """Whether the evaluations will have the figure that `checkpoint.best` goes by.
+
+  sets: of each its languages, and whether answers are written for it.
+  """
   known = [
-    figure for name, langs in sets.items() for figure in _figures(name, langs, answers=answers)
-  ]
-  _check_best(metric, known + _figures_of_suites(suites))
-
-
-def _figures(name: str, languages: Iterable[str], *, answers: bool) -> list[str]:
-  """ "heldout/sw/loss" and all others of a set."""
-  return [
-    f"{name}/{lang}/{metric}"
+    f"{name}/{lang}/{figure}"
+    for name, (languages, answers) in sets.items()
     for lang in (*languages, MEAN, WORST)
-    for metric in summary.METRICS
-    if (answers or metric in LOWER_IS_BETTER) and metric not in summary.CONDITIONAL
+    for figure in summary.METRICS
+    if (answers or figure in LOWER_IS_BETTER) and figure not in summary.CONDITIONAL
   ]
-
-
-def _figures_of_suites(suites: Sequence[Suite]) -> list[str]:
-  return [
+  known += [
     f"{s.name}/{lang}/{name}"
     for s in suites
     for lang in (*sorted({item.lang for item in s.items}), MEAN, WORST)
     for name in metric_names(s)
   ]
-
-
-def _check_best(metric: str, known: list[str]) -> None:
   if metric and metric not in known:
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0)
     raise UserError(

@@ -26,8 +26,9 @@ def check_config(c) -> None:
   check_mixture(c)
   check_detector(c.eval.lid, where="eval.lid")
   if not c.eval.suites and all(isinstance(files, Mapping) for files in c.eval.sets.values()):
-    sets = {name: named_languages(files) for name, files in c.eval.sets.items()}
-    checks.check_best_of(c.checkpoint.best, sets, answers=c.eval.generate_rows > 0)
+    answers = c.eval.generate_rows > 0
+    sets = {name: (named_languages(files), answers) for name, files in c.eval.sets.items()}
+    checks.check_best(c.checkpoint.best, sets)
 
 
 def check_mixture(c) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 
 from mlit_jax import mesh as meshes
 from mlit_jax import runtime
-from mlit_jax.checks import check_eval_set, check_questions, check_set_names, known_positions
+from mlit_jax.checks import check_eval_set, check_questions, check_set_names
 from mlit_jax.data.evalset import make_eval_set
 from mlit_jax.data.languages import normalise_tag
 from mlit_jax.data.rows import Conversation, read_sources
@@ -116,7 +115,7 @@ def run(args) -> None:
   terminal = Terminal(shown=runtime.is_main())
   mesh = whole_mesh()
   model = open_model(args.model, mesh, terminal)
-  positions = known_positions(json.loads(model.files["config.json"]))
+  positions = model.positions
   max_length = min(args.max_length, positions or args.max_length)
   sets = [
     make_eval_set(

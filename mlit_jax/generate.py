@@ -20,7 +20,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from mlit_jax import runtime
-from mlit_jax.checks import check_prompt, known_positions
+from mlit_jax.checks import check_prompt
 from mlit_jax.conversation import chat
 from mlit_jax.data.files import read_objects
 from mlit_jax.data.hashing import stable_hash
@@ -118,7 +118,7 @@ def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[di
   """One generation row (INTERFACE: Generations) for each prompt row, in their order."""
   prompts = [_tokens(model, _with_system(args, row["messages"])) for row in rows]
   for row, prompt in zip(rows, prompts, strict=True):
-    check_prompt(len(prompt), positions_of(model), f"the prompt {row['id']!r}")
+    check_prompt(len(prompt), model.positions, f"the prompt {row['id']!r}")
   generator = _generator(model, max(map(len, prompts), default=1), min(ROWS, len(rows)), args)
   with terminal.bar(len(rows), what="answers") as bar:
     completions = generator.generate(
@@ -131,7 +131,7 @@ def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[di
       **_sampling(model, args),
     )
   ends = [len(p) + len(done.tokens) for p, done in zip(prompts, completions, strict=True)]
-  if past := past_the_end(ends, positions_of(model)):
+  if past := past_the_end(ends, model.positions):
     terminal.warning(past)
   return [
     {
@@ -150,7 +150,7 @@ def answer(model: Opened, rows: list[dict], args, terminal: Terminal) -> list[di
 def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
   """The answer in pieces of whole characters: a character may span several tokens."""
   prompt = _tokens(model, messages)
-  check_prompt(len(prompt), positions_of(model), "the conversation")
+  check_prompt(len(prompt), model.positions, "the conversation")
   generator = _generator(model, len(prompt), 1, args)
   text = GrowingText(model.tokenizer.decode, args.stop)
   end = len(prompt)
@@ -163,25 +163,18 @@ def stream(model: Opened, messages: list[dict], args) -> Iterator[str]:
   else:
     if piece := text.rest():
       yield piece
-  if past := past_the_end([end], positions_of(model)):
+  if past := past_the_end([end], model.positions):
     print(f"\nwarning: {past}", file=sys.stderr)
-
-
-def positions_of(model: Opened) -> int | None:
-  """How many tokens the model can tell apart, where its config.json says so."""
-  return known_positions(json.loads(model.files["config.json"]))
 
 
 def past_the_end(ends: list[int], positions: int | None) -> str:
   """What to say of answers that go on where the model knows no place; "" if there are none."""
   past = sum(end > positions for end in ends) if positions else 0
+  if not past:
+    return ""
   return (
-    ""
-    if not past
-    else (
-      f"{past:,} of {len(ends):,} answers go past the {positions} positions of the model, where nothing it says can be "
-      "relied on. Give a shorter prompt or a smaller --max_new_tokens."
-    )
+    f"{past:,} of {len(ends):,} answers go past the {positions} positions of the model, where nothing it says can be "
+    "relied on. Give a shorter prompt or a smaller --max_new_tokens."
   )
 
 

@@ -69,7 +69,8 @@ class Job:
       max_segments=plan.most_in_a_row,
     )
     self.best_metric = c.checkpoint.best or default_best(sets, suites)
-    check_best(self.best_metric, sets, suites)
+    of_sets = {s.name: (s.encoded.languages, bool(s.questions)) for s in sets}
+    check_best(self.best_metric, of_sets, suites)
     self.evaluator = Evaluator(
       cfg,
       mesh,
@@ -326,7 +327,7 @@ class Job:
     ]
 
   def recheck(self, first: int) -> Recheck | None:
-    """The train step, every so often computed twice where the config says so, and the first ones where need be."""
+    """The train step with some computed twice, as the config says or where need be; None: none is."""
     every, doubted = self.c.debug.recheck_every, self.stepping.unrolled and self.mesh.size > 1
     opening = _DOUBTED_STEPS if doubted and every >= 0 else 0
     if every <= 0 and not opening:

@@ -43,7 +43,6 @@ from mlit_jax.evals.judging.judges import (
 from mlit_jax.evals.judging.pairs import Pair, fingerprint_prompts, read_pairs
 from mlit_jax.evals.judging.prompts import open_templates
 from mlit_jax.evals.judging.verdicts import Store, json_line, winner
-from mlit_jax.model.config import text_config
 from mlit_jax.opening import open_model, whole_mesh
 from mlit_jax.training.console import Terminal
 
@@ -233,7 +232,7 @@ def local_model(args, name: str, terminal: Terminal):
     raise UserError("judging runs in one process; start it without the variables of a cluster")
   mesh = whole_mesh()
   model = open_model(name, mesh, terminal)
-  positions = text_config(json.loads(model.files["config.json"])).get("max_position_embeddings")
+  positions = model.positions
   generators: dict[int, Generator] = {}
 
   def answer(conversations: list[list[dict]]) -> list[str]:

@@ -33,7 +33,7 @@ from mlit_jax.errors import UserError
 from mlit_jax.evals.suites.opening import open_suite
 from mlit_jax.evals.suites.suite import Suite, as_rows
 from mlit_jax.model import decoder
-from mlit_jax.model.config import DecoderConfig, from_hf, text_config
+from mlit_jax.model.config import DecoderConfig, from_hf
 from mlit_jax.training.checkpoint import Checkpoints, abstract_like, prefers_lower, resolve_step
 from mlit_jax.training.console import Terminal
 from mlit_jax.weights import hf_files, load, source
@@ -54,6 +54,11 @@ class Opened:
   dtypes: dict[str, str] | str  # of the tensors of the base model
   layout: hf_files.Layout | None
   carried: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # see ModelSource
+
+  @property
+  def positions(self) -> int | None:
+    """How many tokens of a row it can tell apart, where its config.json says so."""
+    return checks.known_positions(json.loads(self.files["config.json"]))
 
 
 def open_model(spec: str, mesh: Mesh, terminal: Terminal) -> Opened:
@@ -121,12 +126,6 @@ def whole_mesh() -> Mesh:
 
 def open_tokenizer(c, model_folder: Path | None) -> Tokenizer:
   """The tokenizer and template that the config names, else the base model's own."""
-  template = c.tokenizer.chat_template
-  if template and "{" not in template and not Path(template).expanduser().is_file():
-    raise UserError(
-      f"tokenizer.chat_template is {template!r}, which is neither a file nor Jinja text; name a file with a template, "
-      "or leave it '' for the tokenizer's own, or one that fits"
-    )
   return Tokenizer.load(
     c.tokenizer.path or model_folder,
     template=c.tokenizer.chat_template or None,
@@ -151,8 +150,9 @@ def open_rows(c, tokenizer, root: Path, terminal) -> Data:
   eval_rows = read_eval_sets(c)
   suites = [open_suite(spec).only(set(), c.eval.suite_items) for spec in c.eval.suites]
   checks.check_set_names([*eval_rows, *(s.name for s in suites)])
-  languages = {name: dict.fromkeys(row.lang for row in rows) for name, rows in eval_rows.items()}
-  checks.check_best_of(c.checkpoint.best, languages, suites, answers=c.eval.generate_rows > 0)
+  answers = c.eval.generate_rows > 0
+  named = {name: ({row.lang for row in rows}, answers) for name, rows in eval_rows.items()}
+  checks.check_best(c.checkpoint.best, named, suites)
   held_out = itertools.chain(*eval_rows.values(), *map(as_rows, suites))
   encoded, plan, made_from = open_data(c, tokenizer, held_out, root, terminal)
   sets = open_eval_sets(c, eval_rows, tokenizer)
@@ -257,9 +257,7 @@ def rows_to_compare(
       found.setdefault(c.lang, c)
   languages = list(_read_json(root / "data_plan.json", sealed=True)["languages"])
   languages += [lang for lang in found if lang not in languages]
-  hf = json.loads(model.files["config.json"])
-  positions = text_config(hf).get("max_position_embeddings")
-  limit = min(max_tokens, positions or max_tokens)
+  limit = min(max_tokens, model.positions or max_tokens)
   out, fixed = {}, []
   for lang in languages[:max_rows]:
     if lang in found:

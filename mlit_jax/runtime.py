@@ -230,9 +230,8 @@ def locked(workdir: Path, *, exclusive: bool = True):
       file = stack.enter_context(open(workdir / ".lock", "a+"))
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       if not os.path.samestat(os.fstat(file.fileno()), os.stat(workdir / ".lock")):
-        raise FileNotFoundError(
-          "it was removed meanwhile; try again"
-        )  # a lock on it holds off nobody
+        # A lock on a file that is gone holds off nobody.
+        raise FileNotFoundError("it was removed meanwhile; try again")
     except BlockingIOError:
       file.seek(0)
       raise UserError(

@@ -146,10 +146,9 @@ def check_runs(runs: Iterable[Run]) -> None:
       early.check_config(c)
       meshes.check_sizes(**c.mesh)
       folder = Path(c.model.path).expanduser() if c.model.path else None
+      is_here = folder is None or folder.is_dir()  # of a hub id nothing is fetched
       model = f"{c.model.path} {c.model.sizes} {c.tokenizer}"
-      if model not in models and (
-        folder is None or folder.is_dir()
-      ):  # of a hub id nothing is fetched
+      if is_here and model not in models:
         models.add(model)
         early.check_model(c, folder, open_tokenizer(c, folder))
     except UserError as e:

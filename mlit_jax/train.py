@@ -123,8 +123,8 @@ def prepare(
   if base:
     for of_text in (encoded, *(s.encoded for s in sets)):
       checks.check_images(of_text, base.config)
+    positions = checks.known_positions(base.config)
     for s in sets:
-      positions = checks.known_positions(base.config)
       if past := checks.check_questions(s, c.eval.max_new_tokens, positions, "eval.max_new_tokens"):
         terminal.warning(past)
     checks.check_positions(int(encoded.lengths[plan.examples].max()), base.config)

@@ -23,12 +23,11 @@ def mask_gradient(x_BTNH, live_BT) -> jax.Array:
   return x_BTNH
 
 
-def _masked(live_BT, g_BTNH) -> tuple:
-  return fill_padding(g_BTNH, live_BT), None
-
-
 fill_padding.defvjp(
   lambda x, live, fill=0.0: (fill_padding(x, live, fill), live),
-  lambda live, g: (*_masked(live, g), None),
+  lambda live, g: (fill_padding(g, live), None, None),
 )
-mask_gradient.defvjp(lambda x, live: (x, live), _masked)
+mask_gradient.defvjp(
+  lambda x, live: (x, live),
+  lambda live, g: (fill_padding(g, live), None),
+)

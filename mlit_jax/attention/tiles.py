@@ -27,6 +27,7 @@ def run_splash(kernel: Callable, q_BTNH, k_BTKH, v_BTKH, segments_BT, window, ne
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BTKH, v_BTKH))
   kernel = functools.partial(kernel, segments_BT, needs)
   o_BTNH = by_window(kernel, q, k, v, window, needs.windows).transpose(0, 2, 1, 3)
+  # Not padding.fill_padding: on TPUs that takes more memory (docs/log.md, 2026-11-28).
   return jnp.where((segments_BT > 0)[:, :, None, None], o_BTNH, 0)
 
 

@@ -77,9 +77,7 @@ def resolve(spec: Mapping, stock: Stock, *, max_repeats: int = 1) -> Amounts:
   `leave_out` takes languages away before anything is spread.
   """
   try:
-    if isinstance(max_repeats, Mapping):
-      max_repeats = by_tag(max_repeats, "data.max_repeats")
-    return _resolve(with_tags(spec), stock, max_repeats)
+    return _resolve(with_tags(spec), stock, by_tag(max_repeats, "data.max_repeats"))
   except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
     raise UserError(
       f"data.mixture: {spec!r} holds a value that cannot be ({type(error).__name__}: {error}). See docs/mixtures.md."

@@ -281,7 +281,10 @@ def _template_source(template, files, config, path) -> str | None:
     if os.path.isfile(os.path.expanduser(template)):
       return _decode(_read(os.path.expanduser(template)), template)
     if "{" not in template:
-      raise UserError(f"the chat template {template!r} is neither a file nor Jinja text.")
+      raise UserError(
+        f"tokenizer.chat_template is {template!r}, which is neither a file nor Jinja text; name a file with a template, "
+        "or leave it '' for the tokenizer's own, or one that fits"
+      )
     return template
   if "chat_template.jinja" in files:
     return _decode(files["chat_template.jinja"], "chat_template.jinja")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -186,12 +185,15 @@ class _Leaf:
   def _random_bits(self, now: _Now, layer, shape: tuple[int, ...]) -> jax.Array:
     """Those of a layer are its own, whether layers are updated one by one or all at once."""
     key = rounding.path_key(now.key, self.path)
-    if layer is not None:
-      return rounding.random_bits(jax.random.fold_in(key, layer), shape)
     if not self.is_stacked:
       return rounding.random_bits(key, shape)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(shape[0]))
-    return jax.vmap(lambda key: rounding.random_bits(key, shape[1:]))(keys)
+
+    def of_layer(layer, shape):
+      return rounding.random_bits(jax.random.fold_in(key, layer), shape)
+
+    if layer is not None:
+      return of_layer(layer, shape)
+    return jax.vmap(lambda layer: of_layer(layer, shape[1:]))(jnp.arange(shape[0]))
 
 
 def _make_leaf(cfg: OptimizerConfig, path: str, spec) -> _Leaf:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -131,12 +130,12 @@ def make_row_losses(
 ) -> Callable:
   """Jitted (params, batch) -> (nll_B, trained_B), see row_losses; on every device, in as many parts as a step."""
 
-  def of_part(params, part):
-    return row_losses(forward, params, part, chunk=_chunk(loss_chunk, mesh, part))
-
   def losses(params, batch):
+    def of_part(part):
+      return row_losses(forward, params, part, chunk=_chunk(loss_chunk, mesh, part))
+
     # The sizes of a step, so that it fits where a step does.
-    out = jax.lax.map(functools.partial(of_part, params), split_rows(batch, microbatches))
+    out = jax.lax.map(of_part, split_rows(batch, microbatches))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), out)
 
   return jax.jit(
