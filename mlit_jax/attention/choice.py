@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlit_jax import mesh
-from mlit_jax.attention import chunked, dense
+from mlit_jax.attention import causal, chunked, dense
 from mlit_jax.attention.scoring import Rows, Scoring
 from mlit_jax.errors import UserError
 
@@ -61,6 +61,19 @@ def _run_dense(q, k, v, rows, window, needs: Needs, slopes_N, start=0):
   return dense.attend_rows(q, k, v, rows, window, needs.scoring, slopes_N, start=start)
 
 
+def _refuse_causal(needs: Needs) -> str:
+  if needs.platform != "cpu":
+    return f"it is for CPU, not for {needs.platform.upper()}"
+  if needs.parts > 1:
+    return f"it takes whole rows of queries, and mesh.context cuts them into {needs.parts}"
+  longest = causal.LONGEST
+  return f"it takes rows of up to {longest} tokens" if needs.length > longest else ""
+
+
+def _run_causal(q, k, v, rows, window, needs: Needs, slopes_N):
+  return causal.attend(q, k, v, rows, window, needs.scoring, slopes_N)
+
+
 def _run_chunked(q, k, v, rows, window, needs: Needs, slopes_N, start=0):
   # A CPU's cores have all they want in one block, and rows differ in what they need not visit.
   on_cpu = needs.platform == "cpu"
@@ -101,6 +114,7 @@ BACKENDS = {
     Backend(
       "xla", _can_all, lambda rows, needs: rows, _run_dense, in_shards=False, takes_parts=True
     ),
+    Backend("xla_causal", _refuse_causal, lambda rows, needs: rows, _run_causal),
     Backend("xla_chunked", _can_all, lambda rows, needs: rows, _run_chunked, takes_parts=True),
     _adapter("cudnn", "gpu"),
     _adapter("mosaic_gpu", "gpu"),
@@ -109,9 +123,9 @@ BACKENDS = {
   )
 }
 NAMES = (AUTO, *BACKENDS)
-# From the fastest on. Shorter rows than this are faster all at once on CPU (docs/performance.md).
+# From the fastest on (docs/performance.md).
 _ORDER = {
-  "cpu": ("xla_chunked",),
+  "cpu": ("xla_causal", "xla_chunked"),
   "gpu": ("cudnn", "mosaic_gpu", "xla_chunked"),
   "tpu": ("splash", "jax_splash", "xla_chunked"),
 }

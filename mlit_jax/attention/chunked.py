@@ -14,20 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from mlit_jax.attention import blocks
+from mlit_jax.attention.blocks import LOWEST, Seen, matmul
 from mlit_jax.attention.scoring import SAVED, Rows, Scoring, segment_starts
 from mlit_jax.loops import run_loop
-
-# Finite, as inf - inf is nan; and a masked score lies below any maximum that a block begins with.
-_MASKED, _LOWEST = -2e30, -1e30
-
-
-class _Seen(NamedTuple):
-  """Which keys the queries see; int32, S a multiple of the block."""
-
-  segments_BS: jax.Array
-  first_BS: jax.Array  # where the segment of each token begins
-  window: jax.Array  # 0: none
-  start: jax.Array  # which token of the row is the first query
 
 
 class _How(NamedTuple):
@@ -63,7 +53,7 @@ def attend(
   # Of queries that are a part, what they are padded with may lie beyond the row.
   segments_BS = _pad(rows.segments_BT, 1, block, extra=0 if T == S else block)
   window, start = jnp.asarray(window, jnp.int32), jnp.asarray(start, jnp.int32)
-  seen = _Seen(segments_BS, segment_starts(segments_BS), window, start)
+  seen = Seen(segments_BS, segment_starts(segments_BS), window, start)
   slopes_KG = None if slopes_N is None else slopes_N.astype(jnp.float32).reshape(K, N // K)
   o_BKGTH = _attend(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG)
   return o_BKGTH[:, :, :, :T].transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
@@ -76,7 +66,7 @@ def _pad(x, axis: int, block: int, extra: int = 0):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(how: _How, q_BKGTH, k_BKSH, v_BKSH, seen: _Seen, slopes_KG):
+def _attend(how: _How, q_BKGTH, k_BKSH, v_BKSH, seen: Seen, slopes_KG):
   return _forward(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG)[0]
 
 
@@ -99,7 +89,7 @@ def _backward(how, kept, do_BKGTH):
 _attend.defvjp(_forward, _backward)
 
 
-def _over_rows(how: _How, run, seen: _Seen, arrays):
+def _over_rows(how: _How, run, seen: Seen, arrays):
   """`run(seen, *arrays)`; or of one row after the other, where a processor has no use for more at once."""
   if not how.by_row or len(arrays[0]) == 1:
     return run(seen, *arrays)
@@ -112,9 +102,9 @@ def _over_rows(how: _How, run, seen: _Seen, arrays):
   return jax.lax.map(one, (of_rows, arrays))
 
 
-def _forward_rows(how: _How, slopes_KG, seen: _Seen, q_BKGTH, k_BKSH, v_BKSH):
+def _forward_rows(how: _How, slopes_KG, seen: Seen, q_BKGTH, k_BKSH, v_BKSH):
   B, K, G, T, H = q_BKGTH.shape
-  first, last = _bounds(how, seen, T)
+  first, last = blocks.bounds(seen, T, how.block)
 
   def queries(_, i):
     q_BKRH = _block(q_BKGTH, i, how.block, 3).reshape(B, K, -1, H)
@@ -126,18 +116,18 @@ def _forward_rows(how: _How, slopes_KG, seen: _Seen, q_BKGTH, k_BKSH, v_BKSH):
       new_top_BKR1 = jnp.maximum(top_BKR1, jnp.max(scores_BKRC, axis=-1, keepdims=True))
       weights_BKRC = jnp.exp(scores_BKRC - new_top_BKR1)
       shrink_BKR1 = jnp.exp(top_BKR1 - new_top_BKR1)
-      o_BKRH = o_BKRH * shrink_BKR1 + _matmul(weights_BKRC.astype(v_BKCH.dtype), v_BKCH)
+      o_BKRH = o_BKRH * shrink_BKR1 + matmul(weights_BKRC.astype(v_BKCH.dtype), v_BKCH)
       total_BKR1 = total_BKR1 * shrink_BKR1 + jnp.sum(weights_BKRC, axis=-1, keepdims=True)
       return o_BKRH, new_top_BKR1, total_BKR1
 
     column = (B, K, G * how.block, 1)
-    empty = jnp.zeros((*column[:-1], H)), jnp.full(column, _LOWEST), jnp.zeros(column)
+    empty = jnp.zeros((*column[:-1], H)), jnp.full(column, LOWEST), jnp.zeros(column)
     o_BKRH, top_BKR1, total_BKR1 = run_loop(
       first[i], last[i], keys, empty, about=_about(k_BKSH, how.block)
     )
-    sees_BKR1 = total_BKR1 > 0
+    sees_BKR1 = total_BKR1 != 0  # what is no number stays none
     o_BKRH = jnp.where(sees_BKR1, o_BKRH / jnp.where(sees_BKR1, total_BKR1, 1.0), 0.0)
-    log_z_BKR1 = jnp.where(sees_BKR1, top_BKR1 + jnp.log(total_BKR1), -_LOWEST)
+    log_z_BKR1 = jnp.where(sees_BKR1, top_BKR1 + jnp.log(total_BKR1), -LOWEST)
     shape = (B, K, G, how.block)
     return None, (o_BKRH.astype(v_BKSH.dtype).reshape(*shape, H), log_z_BKR1.reshape(shape))
 
@@ -146,10 +136,10 @@ def _forward_rows(how: _How, slopes_KG, seen: _Seen, q_BKGTH, k_BKSH, v_BKSH):
 
 
 def _backward_rows(
-  how: _How, slopes_KG, seen: _Seen, q_BKGTH, k_BKSH, v_BKSH, do_BKGTH, log_z_BKGT, shift_BKGT
+  how: _How, slopes_KG, seen: Seen, q_BKGTH, k_BKSH, v_BKSH, do_BKGTH, log_z_BKGT, shift_BKGT
 ):
   B, K, G, T, H = q_BKGTH.shape
-  first, last = _bounds(how, seen, T)
+  first, last = blocks.bounds(seen, T, how.block)
 
   def queries(carry, i):
     q_BKRH, do_BKRH = (_block(x, i, how.block, 3).reshape(B, K, -1, H) for x in (q_BKGTH, do_BKGTH))
@@ -162,15 +152,15 @@ def _backward_rows(
       k_BKCH, v_BKCH = (_block(x, j, how.block, 2) for x in (k_BKSH, v_BKSH))
       scores_BKRC, growth_BKRC = _scores(how, slopes_KG, seen, q_BKRH, k_BKCH, i, j)
       weights_BKRC = jnp.exp(scores_BKRC - log_z_BKR1)
-      dweights_BKRC = _matmul(do_BKRH, v_BKCH.swapaxes(2, 3))
+      dweights_BKRC = matmul(do_BKRH, v_BKCH.swapaxes(2, 3))
       dscores_BKRC = weights_BKRC * (dweights_BKRC - shift_BKR1)
       if growth_BKRC is not None:
         dscores_BKRC *= growth_BKRC
       dscores_BKRC = dscores_BKRC.astype(q_BKRH.dtype)
       weights_BKRC = weights_BKRC.astype(do_BKRH.dtype)
-      dq_BKRH += _matmul(dscores_BKRC, k_BKCH)
-      dk_BKSH = _add(dk_BKSH, _matmul(dscores_BKRC.swapaxes(2, 3), q_BKRH), j)
-      dv_BKSH = _add(dv_BKSH, _matmul(weights_BKRC.swapaxes(2, 3), do_BKRH), j)
+      dq_BKRH += matmul(dscores_BKRC, k_BKCH)
+      dk_BKSH = _add(dk_BKSH, matmul(dscores_BKRC.swapaxes(2, 3), q_BKRH), j)
+      dv_BKSH = _add(dv_BKSH, matmul(weights_BKRC.swapaxes(2, 3), do_BKRH), j)
       return dq_BKRH, dk_BKSH, dv_BKSH
 
     empty = (jnp.zeros(q_BKRH.shape), *carry)
@@ -182,53 +172,15 @@ def _backward_rows(
   return _join(dq_iBKGCH), dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype)
 
 
-def _bounds(how: _How, seen: _Seen, T: int):
-  """first_i, last_i: the blocks of keys that each block of queries sees, in any of the rows."""
-  S = seen.segments_BS.shape[1]
-  at_T = seen.start + jnp.arange(T, dtype=jnp.int32)
-  segments_BT, first_BT = (
-    jax.lax.dynamic_slice_in_dim(x, seen.start, T, axis=1)
-    for x in (seen.segments_BS, seen.first_BS)
-  )
-  begins_T = jnp.where(seen.window > 0, at_T - seen.window + 1, 0)
-  is_live_BT = segments_BT > 0
-  from_BT = jnp.where(is_live_BT, jnp.maximum(first_BT, begins_T[None]), S)
-  to_BT = jnp.where(is_live_BT, at_T[None] + 1, 0)
-  from_i = jnp.min(from_BT.reshape(-1, T // how.block, how.block), axis=(0, 2))
-  to_i = jnp.max(to_BT.reshape(-1, T // how.block, how.block), axis=(0, 2))
-  return from_i // how.block, -(-to_i // how.block)
-
-
-def _scores(how: _How, slopes_KG, seen: _Seen, q_BKRH, k_BKCH, i, j):
-  """scores_BKRC, and by how much a score grows with what is inside the soft cap; None without one."""
-  B, K, R, _ = q_BKRH.shape
-  C, softcap = how.block, how.scoring.softcap
-  scores_BKRC, growth_BKRC = _matmul(q_BKRH, k_BKCH.swapaxes(2, 3)), None
-  if softcap is not None:
-    bent_BKRC = jnp.tanh(scores_BKRC / softcap)
-    scores_BKRC, growth_BKRC = softcap * bent_BKRC, 1 - jnp.square(bent_BKRC)
-  at_C = jnp.arange(C, dtype=jnp.int32)
-  distance_CC = (seen.start + i * C + at_C)[:, None] - (j * C + at_C)[None]
-  near_CC = (distance_CC >= 0) & ((distance_CC < seen.window) | (seen.window == 0))
-  of_q_BC = jax.lax.dynamic_slice_in_dim(seen.segments_BS, seen.start + i * C, C, axis=1)
-  of_k_BC = _block(seen.segments_BS, j, C, 1)
-  is_live_BC = of_q_BC > 0  # of the same segment is then no padding either
-  sees_BCC = near_CC[None] & (of_q_BC[:, :, None] == of_k_BC[:, None]) & is_live_BC[:, :, None]
-  scores_BKGCC = scores_BKRC.reshape(B, K, -1, C, C)
-  if slopes_KG is not None:
-    cost_CC = distance_CC.astype(jnp.float32)
-    scores_BKGCC -= slopes_KG[None, :, :, None, None] * cost_CC[None, None, None]
-  scores_BKGCC = jnp.where(sees_BCC[:, None, None], scores_BKGCC, _MASKED)
-  return scores_BKGCC.reshape(B, K, R, C), growth_BKRC
+def _scores(how: _How, slopes_KG, seen: Seen, q_BKRH, k_BKCH, i, j):
+  """Of block i of the queries and block j of the keys (blocks.scores)."""
+  C = how.block
+  return blocks.scores(how.scoring, slopes_KG, seen, q_BKRH, k_BKCH, (i * C, j * C), C)
 
 
 def _about(k_BKSH, block: int) -> float:
   """Blocks of keys that a block of queries sees on average in a row of one segment."""
   return (k_BKSH.shape[2] // block + 1) / 2
-
-
-def _matmul(a, b):
-  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _block(x, i, block: int, axis: int):

@@ -53,47 +53,70 @@ def attend(
   front so that both products are plain batched matrix products, and the division by the softmax's sum
   comes after the second: 3 times as fast on CPU, forward and backward, as einsum on [B, T, N, H].
   """
-  B, T, N, H = q_BTNH.shape
-  S, K = k_BSKH.shape[1:3]
-  G = N // K
-  q_BTKGH = (q_BTNH * jnp.asarray(scoring.scale, q_BTNH.dtype)).reshape(B, T, K, G, H)
-  q_BKRH = q_BTKGH.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)  # R rows: G heads, T positions
-  k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
-  scores_BKRS = jnp.matmul(q_BKRH, k_BKHS, preferred_element_type=jnp.float32)
-  if scoring.softcap is not None:
-    scores_BKRS = scoring.softcap * jnp.tanh(scores_BKRS / scoring.softcap)
-  bias_BTS = jnp.where(mask_BTS, 0.0, NEVER)  # NEVER swallows any score it is added to
-  scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S) + bias_BTS[:, None, None]
-  if slopes_N is not None:
-    slopes_KG11 = slopes_N.astype(jnp.float32).reshape(K, G, 1, 1)
-    scores_BKGTS -= slopes_KG11[None] * distance_BTS[:, None, None].astype(jnp.float32)
-  top_BKGT1 = jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True))
-  weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
-  total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
-  weights_BKRS = weights_BKGTS.reshape(B, K, G * T, S).astype(v_BKSH.dtype)
-  o_BKRH = jnp.matmul(weights_BKRS, v_BKSH, preferred_element_type=jnp.float32)
-  o_BKGTH = (o_BKRH.reshape(B, K, G, T, H) / total_BKGT1).astype(v_BKSH.dtype)
-  return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+  heads_first = _heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
+  return _tokens_first(_attend(*heads_first, mask_BTS, scoring, slopes_N, distance_BTS))
 
 
 def attend_rows(
-  q_BTNH, k_BSKH, v_BSKH, rows: Rows, window, scoring: Scoring, slopes_N=None, *, start=0
+  q_BTNH, k_BSKH, v_BSKH, rows: Rows, window, scoring: Scoring, slopes_N=None, *, start=0, block=0
 ) -> jax.Array:
-  """o_BTNH of packed rows. `rows` tells of the keys; of them the queries are T from `start` on."""
+  """o_BTNH of packed rows. `rows` tells of the keys; of them the queries are T from `start` on.
+
+  block: so many queries at a time with the keys up to them, where queries and keys are the same tokens; 0: all.
+  """
   T, S = q_BTNH.shape[1], k_BSKH.shape[1]
   of_keys = (rows.positions_BT, rows.segments_BT)
   of_queries = of_keys
   if T < S:
     of_queries = [jax.lax.dynamic_slice_in_dim(x, start, T, axis=1) for x in of_keys]
-  of_rows = [x for pair in zip(of_queries, of_keys, strict=True) for x in pair]
-  distance_BTS = None if slopes_N is None else distance(*of_rows[:2])
-  o_BTNH = attend(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    visible(*of_rows, window),
-    scoring=scoring,
-    slopes_N=slopes_N,
-    distance_BTS=distance_BTS,
-  )
-  return checkpoint_name(o_BTNH, SAVED)
+  q_BKGTH, k_BKSH, v_BKSH = _heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
+  parts = []
+  for begin in range(0, T, block or T):
+    end = min(begin + (block or T), T)
+    S = end if block else S
+    of_rows = [
+      x for q, k in zip(of_queries, of_keys, strict=True) for x in (q[:, begin:end], k[:, :S])
+    ]
+    distance_BTS = None if slopes_N is None else distance(*of_rows[:2])
+    mask_BTS = visible(*of_rows, window)
+    q, k, v = q_BKGTH[:, :, :, begin:end], k_BKSH[:, :, :S], v_BKSH[:, :, :S]
+    parts.append(_attend(q, k, v, mask_BTS, scoring, slopes_N, distance_BTS))
+  o_BKGTH = jnp.concatenate(parts, axis=3) if len(parts) > 1 else parts[0]
+  return checkpoint_name(_tokens_first(o_BKGTH), SAVED)
+
+
+def _heads_first(q_BTNH, k_BSKH, v_BSKH, scale: float):
+  """q_BKGTH, scaled, k_BKSH, v_BKSH."""
+  B, T, N, H = q_BTNH.shape
+  K = k_BSKH.shape[2]
+  q_BTKGH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
+  k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+  return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BKSH, v_BKSH
+
+
+def _tokens_first(o_BKGTH):
+  """o_BTNH."""
+  B, K, G, T, H = o_BKGTH.shape
+  return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
+
+
+def _attend(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, scoring: Scoring, slopes_N, distance_BTS):
+  """o_BKGTH; q is scaled."""
+  B, K, G, T, H = q_BKGTH.shape
+  S = k_BKSH.shape[2]
+  q_BKRH = q_BKGTH.reshape(B, K, G * T, H)  # R rows: G heads, T positions
+  scores_BKRS = jnp.matmul(q_BKRH, k_BKSH.swapaxes(2, 3), preferred_element_type=jnp.float32)
+  if scoring.softcap is not None:
+    scores_BKRS = scoring.softcap * jnp.tanh(scores_BKRS / scoring.softcap)
+  bias_BTS = jnp.where(mask_BTS, 0.0, NEVER)  # NEVER swallows any score it is added to
+  bias_BGTS = jnp.broadcast_to(bias_BTS[:, None], (B, G, T, S))
+  scores_BKRS += bias_BGTS.reshape(B, 1, G * T, S)
+  if slopes_N is not None:
+    slopes_KG11 = slopes_N.astype(jnp.float32).reshape(K, G, 1, 1)
+    cost_BKGTS = slopes_KG11[None] * distance_BTS[:, None, None].astype(jnp.float32)
+    scores_BKRS -= cost_BKGTS.reshape(B, K, G * T, S)
+  top_BKR1 = jax.lax.stop_gradient(jnp.max(scores_BKRS, axis=-1, keepdims=True))
+  weights_BKRS = jnp.exp(scores_BKRS - top_BKR1)
+  total_BKR1 = jnp.sum(weights_BKRS, axis=-1, keepdims=True)
+  o_BKRH = jnp.matmul(weights_BKRS.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32)
+  return (o_BKRH / total_BKR1).astype(v_BKSH.dtype).reshape(B, K, G, T, H)

@@ -205,10 +205,9 @@ class Xielu(nnx.Module):
 
 
 class Mlp(nnx.Module):
-  """down(act(gate x) * up x), or down(act(up x)) without a gate; together: gate and up by one product."""
+  """down(act(gate x) * up x), or down(act(up x)) without a gate."""
 
-  def __init__(self, cfg: DecoderConfig, together: bool = False):
-    self.together = together
+  def __init__(self, cfg: DecoderConfig):
     D, F = cfg.d_model, cfg.d_ff
     self.activation, self.bias, self.gated = cfg.activation, cfg.mlp_bias, cfg.gated
     if cfg.mlp_bias:
@@ -225,7 +224,7 @@ class Mlp(nnx.Module):
 
   def __call__(self, x_BTD):
     if self.gated:
-      gate_BTF, up_BTF = products(x_BTD, self.gate_DF, self.up_DF, together=self.together)
+      gate_BTF, up_BTF = products(x_BTD, self.gate_DF, self.up_DF)
       if self.bias:
         gate_BTF = gate_BTF + _use(self.gate_bias_F, x_BTD.dtype)[None, None]
       h_BTF = self._activate(gate_BTF) * self._biased(up_BTF)
@@ -287,7 +286,7 @@ class Block(nnx.Module):
     if self.sparse:
       self.moe = Moe(cfg)
     else:
-      self.mlp = Mlp(cfg, together)
+      self.mlp = Mlp(cfg)
     self.pre_norms, self.post_norms = cfg.pre_norms, cfg.post_norms
     self.parallel, self.residual_scale = cfg.parallel, cfg.residual_scale
     self.residual_after_norm = cfg.residual_after_norm

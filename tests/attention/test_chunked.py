@@ -115,6 +115,12 @@ def test_queries_from_the_middle_of_a_row(window):
     )
 
 
+def test_what_is_no_number_is_not_hidden():
+  rows, (q, k, v) = cases.packed_rows(1, 32, 30), cases.random_qkv(1, 32, 2, 2, 8)
+  found = chunked_run(rows, 0, cases.needs_of(q, k))(q.at[0, 5].set(jnp.nan), k, v)
+  assert jnp.isnan(found[0, 5]).all() and jnp.isfinite(found[0, :5]).all()
+
+
 def test_blocks_that_nothing_sees_are_not_visited():
   """Their keys are not numbers, and no result is touched: 0 * nan would be nan."""
   segments = jnp.repeat(jnp.arange(1, 5, dtype=jnp.int32), 16)[None]

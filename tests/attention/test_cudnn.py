@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as stablehlo
 
@@ -156,4 +155,8 @@ def test_the_default_takes_what_can():
     decoder.Choice("cudnn", "gpu").backend(capped)
   with pytest.raises(UserError, match="it is for GPU, not for CPU"):
     decoder.Choice("cudnn", "cpu").backend(needs._replace(platform="cpu"))
-  np.testing.assert_equal(auto.backend(needs._replace(platform="cpu")).name, "xla_chunked")
+
+  on_cpu = needs._replace(platform="cpu")
+  assert auto.backend(on_cpu).name == "xla_causal"
+  for other in (on_cpu._replace(length=4096), on_cpu._replace(parts=2)):
+    assert auto.backend(other).name == "xla_chunked"

@@ -31,19 +31,19 @@ def replaced(monkeypatch):
 
 def test_those_for_here_are_right_and_the_others_say_why_not():
   found = look()
-  assert [found[f"attention {name}"].state for name in BACKENDS] == ["ok"] * 6
+  assert [found[f"attention {name}"].state for name in BACKENDS] == ["ok"] * 7
   assert "as numpy's to" in found["attention xla"].found
   assert "it is for TPU, not for CPU" in found["attention splash"].found
-  assert found["attention auto"].found.startswith("takes xla_chunked ")
+  assert found["attention auto"].found.startswith("takes xla_causal ")
 
 
 def test_one_that_sees_the_segments_before_is_found(replaced):
   replaced(
-    "xla_chunked",
+    "xla_causal",
     prepare=lambda rows, needs: rows._replace(segments_BT=jnp.minimum(rows.segments_BT, 1)),
   )
   found = look()
-  assert found["attention xla_chunked"].state == "wrong"
+  assert found["attention xla_causal"].state == "wrong"
   assert found["attention xla"].state == "ok"
   auto = found["attention auto"]
   assert auto.state == "wrong" and auto.remedy == "Set model.attention to 'xla'."
@@ -78,8 +78,9 @@ def test_one_that_crashes_or_gives_no_numbers_is_wrong_and_the_others_go_on(repl
     raise RuntimeError("no kernel image is available")
 
   replaced("xla", run=crash)
-  # Plain XLA's chunks take long to compile, and are not what this is about.
-  replaced("xla_chunked", run=lambda q, *rest: q * jnp.nan)
+  # Plain XLA's blocks take long to compile, and are not what this is about.
+  for name in ("xla_causal", "xla_chunked"):
+    replaced(name, run=lambda q, *rest: q * jnp.nan)
   found = look()
   assert "no kernel image" in found["attention xla"].found
   assert found["attention xla_chunked"].state == "wrong"
