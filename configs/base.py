@@ -28,7 +28,7 @@ def get_config():
   m.dtype = "bfloat16"  # of the computation
   m.param_dtype = "float32"  # or bfloat16, rounded up or down by chance: docs/memory.md
   m.remat = "attention_saved"  # or none, dots_saved, offload, full: docs/memory.md
-  # The fastest that can; or xla, xla_chunked; on GPU cudnn, mosaic_gpu; on TPU splash, jax_splash:
+  # The fastest that can; or xla, xla_chunked; on CPU xla_causal; on GPU cudnn, mosaic_gpu; on TPU splash, jax_splash:
   m.attention = "auto"  # see docs/attention.md
   m.loss_chunk = 0  # trained tokens whose logits a device holds at a time; 0: by size; -1: all
 
