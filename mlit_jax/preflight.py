@@ -67,7 +67,7 @@ def unused_cores(rows: int, sizes: Mapping[str, int]) -> str:
     return ""
   cores = usable_cores()
   devices = max(n for n in range(1, min(cores, rows) + 1) if rows % n == 0)
-  if devices <= 2:  # one device keeps two cores busy (docs/performance.md); more were not measured
+  if cores <= 2 or devices == 1:  # one device keeps two cores busy (docs/performance.md)
     return ""
   return f"of {cores} cores; the environment variable JAX_NUM_CPU_DEVICES={devices} may make training faster"
 

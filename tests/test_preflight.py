@@ -17,7 +17,15 @@ def test_one_process_says_what_it_has():
 
 @pytest.mark.parametrize(
   "cores, rows, said",
-  [(8, 8, "=8 may"), (6, 8, "=4 may"), (16, 12, "=12 may"), (4, 1, ""), (1, 8, ""), (2, 8, "")],
+  [
+    (8, 8, "=8 may"),
+    (6, 8, "=4 may"),
+    (16, 12, "=12 may"),
+    (4, 1, ""),
+    (1, 8, ""),
+    (2, 8, ""),
+    (8, 2, "=2 may"),
+  ],
 )
 def test_cores_that_one_device_does_not_use(monkeypatch, cores, rows, said):
   filled = base.get_config().mesh

@@ -68,6 +68,31 @@ def scores(scoring: Scoring, slopes_KG, seen: Seen, q_BKRH, k_BKCH, at: tuple, Q
   return scores_BKRC + bias_BGQC.reshape(B, 1, R, C), growth_BKRC
 
 
+def divided(o_BKRH, top_BKR1, total_BKR1):
+  """o_BKRH, log_z_BKR1 of weighted values, the highest score and the sum of the weights; 0 where nothing is seen."""
+  sees_BKR1 = total_BKR1 != 0  # what is no number stays none
+  o_BKRH = jnp.where(sees_BKR1, o_BKRH / jnp.where(sees_BKR1, total_BKR1, 1.0), 0.0)
+  return o_BKRH, jnp.where(sees_BKR1, top_BKR1 + jnp.log(total_BKR1), -LOWEST)
+
+
+def shift_of(do_BKGTH, o_BKGTH) -> jax.Array:
+  """shift_BKGT: what the softmax's division adds to every gradient of a score (FlashAttention 2, algorithm 2, D)."""
+  return jnp.sum(do_BKGTH.astype(jnp.float32) * o_BKGTH.astype(jnp.float32), axis=-1)
+
+
+def gradients(found: tuple, q_BKRH, k_BKCH, v_BKCH, do_BKRH, log_z_BKR1, shift_BKR1):
+  """dq_BKRH, dk_BKCH, dv_BKCH in float32, of what `scores` gave of these queries and keys."""
+  scores_BKRC, growth_BKRC = found
+  weights_BKRC = jnp.exp(scores_BKRC - log_z_BKR1)
+  dscores_BKRC = weights_BKRC * (matmul(do_BKRH, v_BKCH.swapaxes(2, 3)) - shift_BKR1)
+  if growth_BKRC is not None:
+    dscores_BKRC *= growth_BKRC
+  dscores_BKRC = dscores_BKRC.astype(q_BKRH.dtype)
+  weights_BKRC = weights_BKRC.astype(do_BKRH.dtype)
+  dk_BKCH = matmul(dscores_BKRC.swapaxes(2, 3), q_BKRH)
+  return matmul(dscores_BKRC, k_BKCH), dk_BKCH, matmul(weights_BKRC.swapaxes(2, 3), do_BKRH)
+
+
 def matmul(a, b):
   """In float32, whatever they are of."""
   return jnp.matmul(a, b, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
 """Attention of all rows at once, a block of queries with the keys up to it: what a CPU's cores do fastest.
 
-Half of what lies behind the diagonal is never computed, the blocks stand one after the other in the program, and
-their products are large enough for every core. Rows of up to KEPT tokens keep the softmax's weights for the
+Keys after a block are never read, and two cores have work where row after row and tile after tile one and a third
+had (docs/performance.md). Rows of up to KEPT tokens keep the softmax's weights for the
 backward pass; of longer ones they are computed again (FlashAttention 2, Dao 2023), and keys before all that a block
 of queries sees are left out.
 """
@@ -42,16 +42,12 @@ def attend_long(
   q_BTNH, k_BTKH, v_BTKH, rows: Rows, window, scoring: Scoring, slopes_N=None, *, block: int = 256
 ) -> jax.Array:
   """`attend` that keeps no weights and leaves keys out that no query of a block sees."""
-  B, T, N, H = q_BTNH.shape
-  K = k_BTKH.shape[2]
-  q_BTKGH = (q_BTNH * jnp.asarray(scoring.scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
-  k_BKTH, v_BKTH = (x.transpose(0, 2, 1, 3) for x in (k_BTKH, v_BTKH))
+  qkv = dense.heads_first(q_BTNH, k_BTKH, v_BTKH, scoring.scale)
+  K, G = qkv[0].shape[1:3]
   window, start = jnp.asarray(window, jnp.int32), jnp.zeros((), jnp.int32)
   seen = Seen(rows.segments_BT, segment_starts(rows.segments_BT), window, start)
-  slopes_KG = None if slopes_N is None else slopes_N.astype(jnp.float32).reshape(K, N // K)
-  how = _How(scoring, block)
-  o_BKGTH = _attend(how, q_BTKGH.transpose(0, 2, 3, 1, 4), k_BKTH, v_BKTH, seen, slopes_KG)
-  return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+  slopes_KG = None if slopes_N is None else slopes_N.astype(jnp.float32).reshape(K, G)
+  return dense.tokens_first(_attend(_How(scoring, block), *qkv, seen, slopes_KG))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -70,10 +66,8 @@ def _forward(how, q_BKGTH, k_BKTH, v_BKTH, seen, slopes_KG):
     top_BKR1 = jnp.maximum(jnp.max(scores_BKRC, axis=-1, keepdims=True), LOWEST)
     weights_BKRC = jnp.exp(scores_BKRC - top_BKR1)
     total_BKR1 = jnp.sum(weights_BKRC, axis=-1, keepdims=True)
-    sees_BKR1 = total_BKR1 != 0  # what is no number stays none
     o_BKRH = matmul(weights_BKRC.astype(v_BKCH.dtype), v_BKCH)
-    o_BKRH = jnp.where(sees_BKR1, o_BKRH / jnp.where(sees_BKR1, total_BKR1, 1.0), 0.0)
-    log_z_BKR1 = jnp.where(sees_BKR1, top_BKR1 + jnp.log(total_BKR1), -LOWEST)
+    o_BKRH, log_z_BKR1 = blocks.divided(o_BKRH, top_BKR1, total_BKR1)
     shape = (*q_BKGTH.shape[:3], Q)
     return o_BKRH.astype(v_BKTH.dtype).reshape(*shape, -1), log_z_BKR1.reshape(shape)
 
@@ -86,30 +80,23 @@ def _forward(how, q_BKGTH, k_BKTH, v_BKTH, seen, slopes_KG):
 
 def _backward(how, kept, do_BKGTH):
   q_BKGTH, k_BKTH, v_BKTH, seen, slopes_KG, o_BKGTH, log_z_BKGT = kept
-  # What the softmax's division adds to every gradient of a score (FlashAttention 2, algorithm 2, D).
-  shift_BKGT = jnp.sum(do_BKGTH.astype(jnp.float32) * o_BKGTH.astype(jnp.float32), axis=-1)
+  shift_BKGT = blocks.shift_of(do_BKGTH, o_BKGTH)
 
   def of_block(begin, end, first):
     """dq_BKGQH of queries begin..end, and what they add to dk_BKCH and dv_BKCH of keys 0..end."""
     q_BKRH, do_BKRH = (_rows(x[:, :, :, begin:end]) for x in (q_BKGTH, do_BKGTH))
     log_z_BKR1, shift_BKR1 = (_rows(x[:, :, :, begin:end, None]) for x in (log_z_BKGT, shift_BKGT))
     k_BKCH, v_BKCH = k_BKTH[:, :, first:end], v_BKTH[:, :, first:end]
-    scores_BKRC, growth_BKRC = blocks.scores(
+    scores = blocks.scores(
       how.scoring, slopes_KG, seen, q_BKRH, k_BKCH, (begin, first), end - begin
     )
-    weights_BKRC = jnp.exp(scores_BKRC - log_z_BKR1)
-    dscores_BKRC = weights_BKRC * (matmul(do_BKRH, v_BKCH.swapaxes(2, 3)) - shift_BKR1)
-    if growth_BKRC is not None:
-      dscores_BKRC *= growth_BKRC
-    dscores_BKRC = dscores_BKRC.astype(q_BKRH.dtype)
-    dq_BKGQH = matmul(dscores_BKRC, k_BKCH).astype(q_BKGTH.dtype)
-    of_keys = (
-      matmul(dscores_BKRC.swapaxes(2, 3), q_BKRH),
-      matmul(weights_BKRC.astype(do_BKRH.dtype).swapaxes(2, 3), do_BKRH),
+    dq_BKRH, *of_keys = blocks.gradients(
+      scores, q_BKRH, k_BKCH, v_BKCH, do_BKRH, log_z_BKR1, shift_BKR1
     )
     before = ((0, 0), (0, 0), (first, 0), (0, 0))
     dk_BKCH, dv_BKCH = (jnp.pad(x, before) for x in of_keys)
-    return dq_BKGQH.reshape(*q_BKGTH.shape[:3], end - begin, -1), dk_BKCH, dv_BKCH
+    dq_BKGQH = dq_BKRH.astype(q_BKGTH.dtype).reshape(*q_BKGTH.shape[:3], end - begin, -1)
+    return dq_BKGQH, dk_BKCH, dv_BKCH
 
   dq, dk, dv = zip(*_over_blocks(how, seen, q_BKGTH.shape[3], of_block), strict=True)
   dk_BKTH = _added_up(dk, how.block).astype(k_BKTH.dtype)

@@ -129,7 +129,7 @@ _ORDER = {
   "gpu": ("cudnn", "mosaic_gpu", "xla_chunked"),
   "tpu": ("splash", "jax_splash", "xla_chunked"),
 }
-_SHORT = 128
+_SHORT = 128  # rows of up to so many tokens are computed all at once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from mlit_jax.attention import blocks
+from mlit_jax.attention import blocks, dense
 from mlit_jax.attention.blocks import LOWEST, Seen, matmul
 from mlit_jax.attention.scoring import SAVED, Rows, Scoring, segment_starts
 from mlit_jax.loops import run_loop
@@ -43,20 +43,20 @@ def attend(
 
   slopes_N: per head, what a token of distance costs (ALiBi). No gradient goes to them.
   """
-  B, T, N, H = q_BTNH.shape
+  T, N = q_BTNH.shape[1:3]
   S, K = k_BSKH.shape[1:3]
   block = min(block, -(-T // 8) * 8)
   how = _How(scoring, block, by_row)
-  q_BKGTH = (q_BTNH * jnp.asarray(scoring.scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
-  q_BKGTH = _pad(q_BKGTH.transpose(0, 2, 3, 1, 4), 3, block)
-  k_BKSH, v_BKSH = (_pad(x.transpose(0, 2, 1, 3), 2, block) for x in (k_BSKH, v_BSKH))
+  q_BKGTH, *kv = dense.heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
+  q_BKGTH = _pad(q_BKGTH, 3, block)
+  k_BKSH, v_BKSH = (_pad(x, 2, block) for x in kv)
   # Of queries that are a part, what they are padded with may lie beyond the row.
   segments_BS = _pad(rows.segments_BT, 1, block, extra=0 if T == S else block)
   window, start = jnp.asarray(window, jnp.int32), jnp.asarray(start, jnp.int32)
   seen = Seen(segments_BS, segment_starts(segments_BS), window, start)
   slopes_KG = None if slopes_N is None else slopes_N.astype(jnp.float32).reshape(K, N // K)
   o_BKGTH = _attend(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG)
-  return o_BKGTH[:, :, :, :T].transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+  return dense.tokens_first(o_BKGTH[:, :, :, :T])
 
 
 def _pad(x, axis: int, block: int, extra: int = 0):
@@ -79,8 +79,7 @@ def _forward(how, q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG):
 
 def _backward(how, kept, do_BKGTH):
   q_BKGTH, k_BKSH, v_BKSH, seen, slopes_KG, o_BKGTH, log_z_BKGT = kept
-  # What the softmax's division adds to every gradient of a score (FlashAttention 2, algorithm 2, D).
-  shift_BKGT = jnp.sum(do_BKGTH.astype(jnp.float32) * o_BKGTH.astype(jnp.float32), axis=-1)
+  shift_BKGT = blocks.shift_of(do_BKGTH, o_BKGTH)
   run = functools.partial(_backward_rows, how, slopes_KG)
   rows = (q_BKGTH, k_BKSH, v_BKSH, do_BKGTH, log_z_BKGT, shift_BKGT)
   return (*_over_rows(how, run, seen, rows), None, None)
@@ -125,9 +124,7 @@ def _forward_rows(how: _How, slopes_KG, seen: Seen, q_BKGTH, k_BKSH, v_BKSH):
     o_BKRH, top_BKR1, total_BKR1 = run_loop(
       first[i], last[i], keys, empty, about=_about(k_BKSH, how.block)
     )
-    sees_BKR1 = total_BKR1 != 0  # what is no number stays none
-    o_BKRH = jnp.where(sees_BKR1, o_BKRH / jnp.where(sees_BKR1, total_BKR1, 1.0), 0.0)
-    log_z_BKR1 = jnp.where(sees_BKR1, top_BKR1 + jnp.log(total_BKR1), -LOWEST)
+    o_BKRH, log_z_BKR1 = blocks.divided(o_BKRH, top_BKR1, total_BKR1)
     shape = (B, K, G, how.block)
     return None, (o_BKRH.astype(v_BKSH.dtype).reshape(*shape, H), log_z_BKR1.reshape(shape))
 
@@ -150,18 +147,11 @@ def _backward_rows(
     def keys(j, carry):
       dq_BKRH, dk_BKSH, dv_BKSH = carry
       k_BKCH, v_BKCH = (_block(x, j, how.block, 2) for x in (k_BKSH, v_BKSH))
-      scores_BKRC, growth_BKRC = _scores(how, slopes_KG, seen, q_BKRH, k_BKCH, i, j)
-      weights_BKRC = jnp.exp(scores_BKRC - log_z_BKR1)
-      dweights_BKRC = matmul(do_BKRH, v_BKCH.swapaxes(2, 3))
-      dscores_BKRC = weights_BKRC * (dweights_BKRC - shift_BKR1)
-      if growth_BKRC is not None:
-        dscores_BKRC *= growth_BKRC
-      dscores_BKRC = dscores_BKRC.astype(q_BKRH.dtype)
-      weights_BKRC = weights_BKRC.astype(do_BKRH.dtype)
-      dq_BKRH += matmul(dscores_BKRC, k_BKCH)
-      dk_BKSH = _add(dk_BKSH, matmul(dscores_BKRC.swapaxes(2, 3), q_BKRH), j)
-      dv_BKSH = _add(dv_BKSH, matmul(weights_BKRC.swapaxes(2, 3), do_BKRH), j)
-      return dq_BKRH, dk_BKSH, dv_BKSH
+      found = _scores(how, slopes_KG, seen, q_BKRH, k_BKCH, i, j)
+      dq, dk_BKCH, dv_BKCH = blocks.gradients(
+        found, q_BKRH, k_BKCH, v_BKCH, do_BKRH, log_z_BKR1, shift_BKR1
+      )
+      return dq_BKRH + dq, _add(dk_BKSH, dk_BKCH, j), _add(dv_BKSH, dv_BKCH, j)
 
     empty = (jnp.zeros(q_BKRH.shape), *carry)
     dq_BKRH, *carry = run_loop(first[i], last[i], keys, empty, about=_about(k_BKSH, how.block))

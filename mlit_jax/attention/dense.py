@@ -53,8 +53,8 @@ def attend(
   front so that both products are plain batched matrix products, and the division by the softmax's sum
   comes after the second: 3 times as fast on CPU, forward and backward, as einsum on [B, T, N, H].
   """
-  heads_first = _heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
-  return _tokens_first(_attend(*heads_first, mask_BTS, scoring, slopes_N, distance_BTS))
+  qkv = heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
+  return tokens_first(_attend(*qkv, mask_BTS, scoring, slopes_N, distance_BTS))
 
 
 def attend_rows(
@@ -69,23 +69,22 @@ def attend_rows(
   of_queries = of_keys
   if T < S:
     of_queries = [jax.lax.dynamic_slice_in_dim(x, start, T, axis=1) for x in of_keys]
-  q_BKGTH, k_BKSH, v_BKSH = _heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
+  q_BKGTH, k_BKSH, v_BKSH = heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
   parts = []
   for begin in range(0, T, block or T):
     end = min(begin + (block or T), T)
-    S = end if block else S
-    of_rows = [
-      x for q, k in zip(of_queries, of_keys, strict=True) for x in (q[:, begin:end], k[:, :S])
-    ]
+    seen = end if block else S
+    pairs = zip(of_queries, of_keys, strict=True)
+    of_rows = [x for q, k in pairs for x in (q[:, begin:end], k[:, :seen])]
     distance_BTS = None if slopes_N is None else distance(*of_rows[:2])
     mask_BTS = visible(*of_rows, window)
-    q, k, v = q_BKGTH[:, :, :, begin:end], k_BKSH[:, :, :S], v_BKSH[:, :, :S]
-    parts.append(_attend(q, k, v, mask_BTS, scoring, slopes_N, distance_BTS))
+    qkv = q_BKGTH[:, :, :, begin:end], k_BKSH[:, :, :seen], v_BKSH[:, :, :seen]
+    parts.append(_attend(*qkv, mask_BTS, scoring, slopes_N, distance_BTS))
   o_BKGTH = jnp.concatenate(parts, axis=3) if len(parts) > 1 else parts[0]
-  return checkpoint_name(_tokens_first(o_BKGTH), SAVED)
+  return checkpoint_name(tokens_first(o_BKGTH), SAVED)
 
 
-def _heads_first(q_BTNH, k_BSKH, v_BSKH, scale: float):
+def heads_first(q_BTNH, k_BSKH, v_BSKH, scale: float):
   """q_BKGTH, scaled, k_BKSH, v_BKSH."""
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
@@ -94,7 +93,7 @@ def _heads_first(q_BTNH, k_BSKH, v_BSKH, scale: float):
   return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BKSH, v_BKSH
 
 
-def _tokens_first(o_BKGTH):
+def tokens_first(o_BKGTH):
   """o_BTNH."""
   B, K, G, T, H = o_BKGTH.shape
   return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)

@@ -62,6 +62,77 @@ def reference(rows: Rows, window: int, needs: Needs, slopes_N=None):
   return lambda q, k, v: dense.attend_rows(q, k, v, rows, window, needs.scoring, slopes_N)
 
 
+# length, mean length of examples, window, soft cap, slopes; for blocks of 16
+MASKS = (
+  (67, 9, 0, None, False),  # no multiple of anything; many segments a block
+  (96, 40, 37, 3.0, False),  # a window over several blocks, soft-capped
+  (9, 4, 3, 1.0, True),  # less than a block
+  (150, 40, 3, 1.0, True),  # ten blocks
+  (64, 64, 0, None, False),
+  (96, 40, 5, None, False),  # a window within a block
+  (40, 30, 0, 2.0, False),
+  (50, 25, 0, None, True),
+)
+
+
+def assert_equals_plain(make_run, length, mean, window, softcap, slopes) -> None:
+  """Forward and backward; `make_run(rows, window, needs, slopes_N)` is a run of (q, k, v)."""
+  rows = packed_rows(3, length, mean)
+  qkv = random_qkv(3, length, 6, 3, 8)
+  slopes_N = jnp.asarray(dense.alibi_slopes(6)) if slopes else None
+  needs = needs_of(*qkv[:2], softcap=softcap)
+  expected = output_and_gradients(reference(rows, window, needs, slopes_N), qkv, rows)
+  run = make_run(rows, jnp.int32(window), needs, slopes_N)
+  found = jax.jit(lambda *qkv: output_and_gradients(run, qkv, rows))(*qkv)
+  assert worst_difference(found, expected) < 2e-6
+
+
+def assert_takes_heads(make_run, head_dim, groups) -> None:
+  """As the plain one, with four query heads of this size and so many a kv head."""
+  rows = packed_rows(1, 48, 20)
+  qkv = random_qkv(1, 48, 4, 4 // groups, head_dim)
+  needs = needs_of(*qkv[:2])
+  expected = output_and_gradients(reference(rows, 0, needs), qkv, rows)
+  found = output_and_gradients(make_run(rows, 0, needs), qkv, rows)
+  assert worst_difference(found, expected) < 2e-6
+
+
+def assert_rounds_as_bfloat16(make_run) -> None:
+  """Beside float32 of the same numbers."""
+  rows, qkv = packed_rows(2, 64, 20), random_qkv(2, 64, 4, 2, 16, dtype=jnp.bfloat16)
+  needs = needs_of(*qkv[:2])
+  in_float32 = [x.astype(jnp.float32) for x in qkv]
+  exact = output_and_gradients(reference(rows, 0, needs), in_float32, rows)
+  found = output_and_gradients(make_run(rows, 0, needs), qkv, rows)
+  assert worst_difference(found, exact) < 2**-7
+
+
+def assert_segments_apart(make_run) -> None:
+  """Another segment's values change: outputs and gradients of all others keep their bits, padding left out."""
+  rows = packed_rows(2, 80, 13)
+  qkv = random_qkv(2, 80, 4, 2, 8)
+  others = ~(rows.segments_BT == 3)[:, :, None, None]
+  other_qkv = [jnp.where(others, x, 5 - x) for x in qkv]
+  run = make_run(rows, 0, needs_of(*qkv[:2]))
+  both = [output_and_gradients(run, of, rows) for of in (qkv, other_qkv)]
+  for a, b in zip(*both, strict=True):
+    np.testing.assert_array_equal(jnp.where(others, a, 0), jnp.where(others, b, 0))
+    assert not jnp.array_equal(a, b)
+
+
+def assert_padding_is_zero(make_run) -> None:
+  """In the output and in the gradients, and all numbers are finite."""
+  rows, qkv = packed_rows(2, 60, 15), random_qkv(2, 60, 2, 2, 8)
+  run = make_run(rows, 0, needs_of(*qkv[:2]))
+  o = run(*qkv)
+  grads = jax.grad(lambda q, k, v: jnp.sum(run(q, k, v) ** 2), argnums=(0, 1, 2))(*qkv)
+  padding = (rows.segments_BT == 0)[:, :, None, None]
+  assert padding.any()
+  for x in (o, *grads):
+    np.testing.assert_array_equal(jnp.where(padding, x, 0), 0)
+    assert jnp.isfinite(x).all()
+
+
 def assert_no_leak(run, rows: Rows, qkv) -> None:
   """Another segment's values change: outputs and gradients of all others keep their bits; padding takes none."""
   others = (rows.segments_BT != 3)[:, :, None, None]

@@ -15,89 +15,46 @@ from tests.attention import cases
 from tests.few import few
 
 
-def runs(rows, window, needs, slopes_N=None, block=16) -> dict:
-  """Both ways: one that keeps the weights, and one for long rows."""
+def kept_run(rows, window, needs, slopes_N=None):
+  """The way of short rows, which keeps the weights."""
   rest = (rows, window, needs.scoring, slopes_N)
-  return {
-    "kept": lambda q, k, v: dense.attend_rows(q, k, v, *rest, block=block),
-    "long": lambda q, k, v: causal.attend_long(q, k, v, *rest, block=block),
-  }
+  return lambda q, k, v: dense.attend_rows(q, k, v, *rest, block=16)
 
 
-@pytest.mark.parametrize("way", ["kept", "long"])
-@pytest.mark.parametrize(
-  "length, mean, window, softcap, slopes",
-  few(
-    3,
-    [
-      (67, 9, 0, None, False),  # no multiple of anything; many segments a block
-      (96, 40, 37, 3.0, False),  # a window over several blocks, soft-capped
-      (150, 40, 3, 1.0, True),  # ten blocks: one, two, four, eight or all of them are seen
-      (9, 4, 3, 1.0, True),  # less than a block
-      (64, 64, 0, None, False),
-      (96, 40, 5, None, False),  # a window within a block
-      (40, 30, 0, 2.0, False),
-      (50, 25, 0, None, True),
-    ],
-  ),
-)
-def test_equals_the_plain_attention(length, mean, window, softcap, slopes, way):
-  rows = cases.packed_rows(3, length, mean)
-  qkv = cases.random_qkv(3, length, 6, 3, 8)
-  slopes_N = jnp.asarray(dense.alibi_slopes(6)) if slopes else None
-  needs = cases.needs_of(*qkv[:2], softcap=softcap)
-  expected = cases.output_and_gradients(cases.reference(rows, window, needs, slopes_N), qkv, rows)
-  run = runs(rows, jnp.int32(window), needs, slopes_N)[way]
-  found = jax.jit(lambda *qkv: cases.output_and_gradients(run, qkv, rows))(*qkv)
-  assert cases.worst_difference(found, expected) < 2e-6
+def long_run(rows, window, needs, slopes_N=None):
+  rest = (rows, window, needs.scoring, slopes_N)
+  return lambda q, k, v: causal.attend_long(q, k, v, *rest, block=16)
 
 
-@pytest.mark.parametrize("way", ["kept", "long"])
+both_ways = pytest.mark.parametrize("make_run", [kept_run, long_run], ids=["kept", "long"])
+
+
+@both_ways
+@pytest.mark.parametrize("length, mean, window, softcap, slopes", few(4, cases.MASKS))
+def test_equals_the_plain_attention(length, mean, window, softcap, slopes, make_run):
+  cases.assert_equals_plain(make_run, length, mean, window, softcap, slopes)
+
+
+@both_ways
 @pytest.mark.parametrize(
   "head_dim, groups", few(1, [(80, 4), (256, 1), (64, 1), (96, 4), (128, 4)])
 )
-def test_head_sizes_and_groups(head_dim, groups, way):
-  rows = cases.packed_rows(1, 48, 20)
-  qkv = cases.random_qkv(1, 48, 4, 4 // groups, head_dim)
-  needs = cases.needs_of(*qkv[:2])
-  expected = cases.output_and_gradients(cases.reference(rows, 0, needs), qkv, rows)
-  found = cases.output_and_gradients(runs(rows, 0, needs)[way], qkv, rows)
-  assert cases.worst_difference(found, expected) < 2e-6
+def test_head_sizes_and_groups(head_dim, groups, make_run):
+  cases.assert_takes_heads(make_run, head_dim, groups)
 
 
-@pytest.mark.parametrize("way", ["kept", "long"])
-def test_bfloat16_stays_within_its_rounding(way):
-  rows, qkv = cases.packed_rows(2, 64, 20), cases.random_qkv(2, 64, 4, 2, 16, dtype=jnp.bfloat16)
-  needs = cases.needs_of(*qkv[:2])
-  in_float32 = [x.astype(jnp.float32) for x in qkv]
-  exact = cases.output_and_gradients(cases.reference(rows, 0, needs), in_float32, rows)
-  found = cases.output_and_gradients(runs(rows, 0, needs)[way], qkv, rows)
-  assert cases.worst_difference(found, exact) < 2**-7
+@both_ways
+def test_bfloat16_stays_within_its_rounding(make_run):
+  cases.assert_rounds_as_bfloat16(make_run)
 
 
-@pytest.mark.parametrize("way", ["kept", "long"])
-def test_nothing_leaks_between_segments(way):
-  """Another segment's values change: outputs and gradients of all others keep their bits."""
-  rows = cases.packed_rows(2, 80, 13)
-  qkv = cases.random_qkv(2, 80, 4, 2, 8)
-  others = ~(rows.segments_BT == 3)[:, :, None, None]
-  other_qkv = [jnp.where(others, x, 5 - x) for x in qkv]
-  run = runs(rows, 0, cases.needs_of(*qkv[:2]))[way]
-  both = [cases.output_and_gradients(run, of, rows) for of in (qkv, other_qkv)]
-  for a, b in zip(*both, strict=True):
-    np.testing.assert_array_equal(jnp.where(others, a, 0), jnp.where(others, b, 0))
-    assert not jnp.array_equal(a, b)
+@both_ways
+def test_nothing_leaks_between_segments(make_run):
+  cases.assert_segments_apart(make_run)
 
 
 def test_padding_of_long_rows_is_zero_and_takes_no_gradient():
-  rows, qkv = cases.packed_rows(2, 60, 15), cases.random_qkv(2, 60, 2, 2, 8)
-  run = runs(rows, 0, cases.needs_of(*qkv[:2]))["long"]
-  grads = jax.grad(lambda q, k, v: jnp.sum(run(q, k, v) ** 2), argnums=(0, 1, 2))(*qkv)
-  padding = (rows.segments_BT == 0)[:, :, None, None]
-  assert padding.any()
-  for x in (run(*qkv), *grads):
-    np.testing.assert_array_equal(jnp.where(padding, x, 0), 0)
-    assert jnp.isfinite(x).all()
+  cases.assert_padding_is_zero(long_run)
 
 
 @pytest.mark.parametrize("window, unread", [(0, 32), (17, 16)])
@@ -106,7 +63,7 @@ def test_keys_before_all_that_a_block_sees_are_left_out(window, unread):
   segments = jnp.repeat(jnp.asarray([1, 2], jnp.int32), 32)[None]
   rows = Rows(jnp.tile(jnp.arange(32, dtype=jnp.int32), 2)[None], segments)
   q, k, v = cases.random_qkv(1, 64, 2, 2, 8)
-  run = runs(rows, jnp.int32(window), cases.needs_of(q, k))["long"]
+  run = long_run(rows, jnp.int32(window), cases.needs_of(q, k))
   at = jnp.arange(64)[None, :, None, None]
 
   def from_middle(k, v):

@@ -1,6 +1,7 @@
 """Attention in blocks beside the plain reference, forward and backward."""
 
 import collections
+import functools
 import itertools
 import re
 
@@ -24,80 +25,31 @@ def chunked_run(rows, window, needs, slopes_N=None, *, block=16, by_row=True, **
 
 
 @pytest.mark.parametrize("by_row", [True, False])
-@pytest.mark.parametrize(
-  "length, mean, window, softcap, slopes",
-  few(
-    3,
-    [
-      (67, 9, 0, None, False),  # no multiple of anything; many segments a block
-      (96, 40, 37, 3.0, False),  # a window over several blocks, soft-capped
-      (9, 4, 3, 1.0, True),  # less than a block
-      (64, 64, 0, None, False),
-      (96, 40, 5, None, False),  # a window within a block
-      (40, 30, 0, 2.0, False),
-      (50, 25, 0, None, True),
-    ],
-  ),
-)
+@pytest.mark.parametrize("length, mean, window, softcap, slopes", few(4, cases.MASKS))
 def test_equals_the_plain_attention(length, mean, window, softcap, slopes, by_row):
-  rows = cases.packed_rows(3, length, mean)
-  qkv = cases.random_qkv(3, length, 6, 3, 8)
-  slopes_N = jnp.asarray(dense.alibi_slopes(6)) if slopes else None
-  needs = cases.needs_of(*qkv[:2], softcap=softcap)
-  expected = cases.output_and_gradients(cases.reference(rows, window, needs, slopes_N), qkv, rows)
-  run = chunked_run(rows, jnp.int32(window), needs, slopes_N, by_row=by_row)
-  found = jax.jit(lambda *qkv: cases.output_and_gradients(run, qkv, rows))(*qkv)
-  assert cases.worst_difference(found, expected) < 2e-6
+  run = functools.partial(chunked_run, by_row=by_row)
+  cases.assert_equals_plain(run, length, mean, window, softcap, slopes)
 
 
 @pytest.mark.parametrize(
   "head_dim, groups", few(2, itertools.product((80, 256, 64, 96, 128), (4, 1)))
 )
 def test_head_sizes_and_groups(head_dim, groups):
-  rows = cases.packed_rows(1, 48, 20)
-  qkv = cases.random_qkv(1, 48, 4, 4 // groups, head_dim)
-  needs = cases.needs_of(*qkv[:2])
-  expected = cases.output_and_gradients(cases.reference(rows, 0, needs), qkv, rows)
-  found = cases.output_and_gradients(chunked_run(rows, 0, needs), qkv, rows)
-  assert cases.worst_difference(found, expected) < 2e-6
+  cases.assert_takes_heads(chunked_run, head_dim, groups)
 
 
-def test_bfloat16_stays_within_its_rounding():
-  """As the plain attention does, beside float32 of the same numbers."""
-  rows, qkv = cases.packed_rows(2, 64, 20), cases.random_qkv(2, 64, 4, 2, 16, dtype=jnp.bfloat16)
-  needs = cases.needs_of(*qkv[:2])
-  plain = cases.reference(rows, 0, needs)
-  exact = cases.output_and_gradients(plain, [x.astype(jnp.float32) for x in qkv], rows)
-  for run in (chunked_run(rows, 0, needs), plain):
-    found = cases.output_and_gradients(run, qkv, rows)
-    assert cases.worst_difference(found, exact) < 2**-7
+@pytest.mark.parametrize("make_run", [chunked_run, cases.reference], ids=["chunked", "plain"])
+def test_bfloat16_stays_within_its_rounding(make_run):
+  cases.assert_rounds_as_bfloat16(make_run)
 
 
 @pytest.mark.parametrize("by_row", [True, False])
 def test_nothing_leaks_between_segments(by_row):
-  """Another segment's values change: outputs and gradients of all others keep their bits."""
-  rows = cases.packed_rows(2, 80, 13)
-  qkv = cases.random_qkv(2, 80, 4, 2, 8)
-  changed = rows.segments_BT == 3
-  others = ~changed[:, :, None, None]
-  other_qkv = [jnp.where(others, x, 5 - x) for x in qkv]
-  run = chunked_run(rows, 0, cases.needs_of(*qkv[:2]), by_row=by_row)
-  both = [cases.output_and_gradients(run, of, rows) for of in (qkv, other_qkv)]
-  for a, b in zip(*both, strict=True):
-    np.testing.assert_array_equal(jnp.where(others, a, 0), jnp.where(others, b, 0))
-    assert not jnp.array_equal(a, b)
+  cases.assert_segments_apart(functools.partial(chunked_run, by_row=by_row))
 
 
 def test_padding_gives_finite_numbers_and_takes_no_gradient():
-  rows, qkv = cases.packed_rows(2, 60, 15), cases.random_qkv(2, 60, 2, 2, 8)
-  run = chunked_run(rows, 0, cases.needs_of(*qkv[:2]))
-  o = run(*qkv)
-  grads = jax.grad(lambda q, k, v: jnp.sum(run(q, k, v) ** 2), argnums=(0, 1, 2))(*qkv)
-  padding = (rows.segments_BT == 0)[:, :, None, None]
-  assert padding.any()
-  for x in (o, *grads):
-    np.testing.assert_array_equal(jnp.where(padding, x, 0), 0)
-    assert jnp.isfinite(x).all()
+  cases.assert_padding_is_zero(chunked_run)
 
 
 @pytest.mark.parametrize("window", [0, 20])

@@ -155,7 +155,6 @@ def test_the_default_takes_what_can():
     decoder.Choice("cudnn", "gpu").backend(capped)
   with pytest.raises(UserError, match="it is for GPU, not for CPU"):
     decoder.Choice("cudnn", "cpu").backend(needs._replace(platform="cpu"))
-
   on_cpu = needs._replace(platform="cpu")
   assert auto.backend(on_cpu).name == "xla_causal"
   for other in (on_cpu._replace(length=4096), on_cpu._replace(parts=2)):
