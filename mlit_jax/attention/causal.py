@@ -19,7 +19,7 @@ from mlit_jax.attention import blocks, dense
 from mlit_jax.attention.blocks import LOWEST, Seen, matmul
 from mlit_jax.attention.scoring import SAVED, Rows, Scoring, segment_starts
 
-KEPT, LONGEST = 512, 2048  # tokens of a row
+KEPT, LONGEST = 1024, 2048  # tokens of a row
 
 
 class _How(NamedTuple):

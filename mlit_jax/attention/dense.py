@@ -70,16 +70,21 @@ def attend_rows(
   if T < S:
     of_queries = [jax.lax.dynamic_slice_in_dim(x, start, T, axis=1) for x in of_keys]
   q_BKGTH, k_BKSH, v_BKSH = heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
+  # Joined from parts, the keys up to a block have a gradient that is added up part by part, not over the whole row.
+  edges = list(range(block, T, block)) if block else []
+  k_parts, v_parts = (jnp.split(x, edges, axis=2) for x in (k_BKSH, v_BKSH))
   parts = []
-  for begin in range(0, T, block or T):
+  for i, begin in enumerate([0, *edges]):
     end = min(begin + (block or T), T)
     seen = end if block else S
     pairs = zip(of_queries, of_keys, strict=True)
     of_rows = [x for q, k in pairs for x in (q[:, begin:end], k[:, :seen])]
     distance_BTS = None if slopes_N is None else distance(*of_rows[:2])
     mask_BTS = visible(*of_rows, window)
-    qkv = q_BKGTH[:, :, :, begin:end], k_BKSH[:, :, :seen], v_BKSH[:, :, :seen]
-    parts.append(_attend(*qkv, mask_BTS, scoring, slopes_N, distance_BTS))
+    kv = (jnp.concatenate(x[: i + 1], axis=2) for x in (k_parts, v_parts))
+    parts.append(
+      _attend(q_BKGTH[:, :, :, begin:end], *kv, mask_BTS, scoring, slopes_N, distance_BTS)
+    )
   o_BKGTH = jnp.concatenate(parts, axis=3) if len(parts) > 1 else parts[0]
   return checkpoint_name(tokens_first(o_BKGTH), SAVED)
 

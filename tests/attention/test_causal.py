@@ -105,6 +105,6 @@ def test_what_it_is_not_for_is_refused_with_the_one_that_can():
 
 def test_a_long_row_that_is_computed_again_keeps_the_output():
   """Scores are computed again in the backward pass anyway; with what is kept, nothing else is."""
-  traced = cases.traced_gradients(decoder.Choice("xla_causal", "cpu"), length=768)
+  traced = cases.traced_gradients(decoder.Choice("xla_causal", "cpu"), length=causal.KEPT + 256)
   products = {k: str(program).count("dot_general") for k, program in traced.items()}
   assert products["attention_saved"] < products["full"]
