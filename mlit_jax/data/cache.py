@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mlit_jax import checksums
+from mlit_jax.cores import usable_cores
 from mlit_jax.data.encode import (
   CHUNK,
   VERSION,
@@ -75,7 +76,7 @@ def open_cache(
       folder.mkdir(parents=True, exist_ok=True)
       with _alone(lock, waiting):
         if (found := _load_whole(place, damaged, remove=True)) is None:
-          _build(sources, recipe, place, fingerprint, num_workers or os.cpu_count() or 1, progress)
+          _build(sources, recipe, place, fingerprint, num_workers or usable_cores(), progress)
           found = load(place)
     except OSError as e:
       raise UserError(f"cannot write the token cache {place}: {e}. Set data.cache_dir.") from e

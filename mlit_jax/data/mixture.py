@@ -352,14 +352,15 @@ def _kind(spec) -> tuple[str, object]:
       f"data.mixture is {spec!r}; it must be a mapping, such as {{'counts': {{'en': 100}}}}"
     )
   known = {*EVERYWHERE, "unit", "total"}
-  kinds = [k for k in spec if k not in known]
-  if len(kinds) != 1 or kinds[0] not in OPTIONS:
-    near = _nearest(kinds[0], [*OPTIONS, *known]) if kinds else ""
-    length = next((k for k in kinds if k in LENGTHS), None)
+  kinds = [k for k in spec if k in OPTIONS]
+  strange = [k for k in spec if k not in {*known, *OPTIONS}]
+  if len(kinds) != 1 or strange:
+    of = f"; {strange[0]!r} is none{_nearest(strange[0], [*OPTIONS, *known])}" if strange else ""
+    length = next((k for k in strange if k in LENGTHS), None)
     hint = f" {length!r} belongs in a list of stages." if length else ""
     raise UserError(
       f"data.mixture = {dict(spec)!r} must have exactly one of {', '.join(OPTIONS)}"
-      f" (and may have {', '.join(sorted(known))}){near}.{hint}"
+      f" (and may have {', '.join(sorted(known))}){of}.{hint}"
     )
   kind, body = kinds[0], spec[kinds[0]]
   wrong = [k for k in spec if k in ("unit", "total") and k not in OPTIONS[kind]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent import futures
 
@@ -14,10 +13,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mlit_jax.cores import usable_cores
 from mlit_jax.weights import hf_files, table
 
 # Twice the cores: half of the threads wait for the disk.
-THREADS = min(16, 2 * (os.cpu_count() or 1))
+THREADS = min(16, 2 * usable_cores())
 _PIECE = 1 << 21  # values that one thread reads at once
 _ALIGNMENT = 64  # bytes
 _CHUNK = 1 << 18  # values looked at together: they stay in the cache

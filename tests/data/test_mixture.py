@@ -114,6 +114,7 @@ def test_pinch_of_100_percent_is_uniform_and_of_0_is_the_base_alone():
     ({"counts": 40}, ["data.mixture.counts is 40"]),
     ({"count": {"en": 5}}, ["exactly one of counts, uniform, pinch", "did you mean 'counts'?"]),
     ({"counts": {"en": 5}, "uniform": {"total": 5}}, ["exactly one of"]),
+    ({"temperature": 2, "totl": 5}, ["'totl' is none", "did you mean 'total'?"]),
     ({"max_repeats": 2}, ["exactly one of"]),
     ({}, ["exactly one of"]),
     ({"counts": {"en": 5}, "max_repeats": "2"}, ["data.mixture.max_repeats is '2'"]),
