@@ -38,11 +38,11 @@ MAY_IMPORT = {
   "config": {"errors", "user_file"},
   "detect": {"errors"},
   "conversation": {"errors"},
-  "data": {"batch", "detect", "checksums", "errors", "lifeline"},
+  "data": {"batch", "cores", "detect", "checksums", "errors", "lifeline"},
   # `data` for its spelling of language tags: what the labels of a detector stand for.
   "detectors": {"detect", "data", "errors"},
   "model": {"batch", "routing", "head", "attention", "mesh", "loops", "errors"},
-  "weights": {"model", "mesh", "checksums", "errors", "partial"},
+  "weights": {"model", "mesh", "checksums", "cores", "errors", "partial"},
   "training": {
     "batch",
     "routing",
