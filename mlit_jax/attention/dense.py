@@ -71,20 +71,20 @@ def attend_rows(
     of_queries = [jax.lax.dynamic_slice_in_dim(x, start, T, axis=1) for x in of_keys]
   q_BKGTH, k_BKSH, v_BKSH = heads_first(q_BTNH, k_BSKH, v_BSKH, scoring.scale)
   # Joined from parts, the keys up to a block have a gradient that is added up part by part, not over the whole row.
-  edges = list(range(block, T, block)) if block else []
+  step = block or T
+  edges = list(range(step, T, step))
   k_parts, v_parts = (jnp.split(x, edges, axis=2) for x in (k_BKSH, v_BKSH))
   parts = []
   for i, begin in enumerate([0, *edges]):
-    end = min(begin + (block or T), T)
-    seen = end if block else S
+    end = min(begin + step, T)
+    k, v = (jnp.concatenate(x[: i + 1], axis=2) for x in (k_parts, v_parts))
+    seen = k.shape[2]
     pairs = zip(of_queries, of_keys, strict=True)
-    of_rows = [x for q, k in pairs for x in (q[:, begin:end], k[:, :seen])]
+    of_rows = [x for of_q, of_k in pairs for x in (of_q[:, begin:end], of_k[:, :seen])]
     distance_BTS = None if slopes_N is None else distance(*of_rows[:2])
     mask_BTS = visible(*of_rows, window)
-    kv = (jnp.concatenate(x[: i + 1], axis=2) for x in (k_parts, v_parts))
-    parts.append(
-      _attend(q_BKGTH[:, :, :, begin:end], *kv, mask_BTS, scoring, slopes_N, distance_BTS)
-    )
+    q = q_BKGTH[:, :, :, begin:end]
+    parts.append(_attend(q, k, v, mask_BTS, scoring, slopes_N, distance_BTS))
   o_BKGTH = jnp.concatenate(parts, axis=3) if len(parts) > 1 else parts[0]
   return checkpoint_name(tokens_first(o_BKGTH), SAVED)
 

@@ -353,9 +353,10 @@ def _kind(spec) -> tuple[str, object]:
     )
   known = {*EVERYWHERE, "unit", "total"}
   kinds = [k for k in spec if k in OPTIONS]
-  strange = [k for k in spec if k not in {*known, *OPTIONS}]
+  names = [*OPTIONS, *known]
+  strange = [k for k in spec if k not in names]
   if len(kinds) != 1 or strange:
-    of = f"; {strange[0]!r} is none{_nearest(strange[0], [*OPTIONS, *known])}" if strange else ""
+    of = f"; {strange[0]!r} is none{_nearest(strange[0], names)}" if strange else ""
     length = next((k for k in strange if k in LENGTHS), None)
     hint = f" {length!r} belongs in a list of stages." if length else ""
     raise UserError(
